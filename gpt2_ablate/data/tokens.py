@@ -1,0 +1,156 @@
+"""Token ids on disk: a corpus is encoded once, kept under a key of its content, and memory-mapped from then on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from gpt2_ablate.data.corpora import SPLITS, Corpus
+from gpt2_ablate.data.tokenizer import END_OF_TEXT_ID, HASHES, load_tokenizer
+from gpt2_ablate.errors import UserError
+
+FORMAT = 1
+HELD_OUT = 0.05  # share of the text that becomes validation, and again test, where a corpus comes unsplit
+BATCH_BYTES = 1 << 22
+DTYPE = np.uint16  # GPT-2 has fewer than 65,536 ids
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One split of a corpus.
+
+    Attributes:
+        ids: token ids [N] as uint16, memory-mapped, documents joined and each followed by <|endoftext|>.
+        bytes: of UTF-8 text that they stand for; with the loss this gives bits per byte.
+    """
+
+    ids: np.ndarray
+    bytes: int
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.bytes / len(self.ids)
+
+
+def cache_folder() -> Path:
+    """Where encoded corpora are kept: below $XDG_CACHE_HOME, or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gpt2-ablate" / "tokens"
+
+
+def tokenise(corpus: Corpus, folder: Path | None = None) -> dict[str, Tokens]:
+    """The splits of a corpus as token ids, encoded now or found in the cache.
+
+    Safe against two processes that start at once (the second waits) and against a kill at any moment (a corpus appears
+    in the cache whole, by one rename, or not at all). A cache with a missing or truncated file is built anew.
+
+    Raises:
+        UserError: the corpus is empty, or the cache cannot be written.
+    """
+    folder = folder or cache_folder()
+    key = hashlib.sha256(f"{FORMAT} {corpus.digest} {HASHES['vocab.bpe']}".encode()).hexdigest()[:24]
+    target = folder / key
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{key}.lock"):
+            if (found := _read(target)) is not None:
+                return found
+            partial = folder / f"{key}.partial"
+            for stale in (target, partial):
+                shutil.rmtree(stale, ignore_errors=True)
+            partial.mkdir()
+            try:
+                _write(corpus, partial)
+                partial.rename(target)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+    except OSError as error:
+        raise UserError(
+            f"cache: {folder} cannot be written ({error.strerror}); free some space, or point XDG_CACHE_HOME to another folder"
+        ) from error
+    found = _read(target)
+    assert found is not None
+    return found
+
+
+def _read(folder: Path) -> dict[str, Tokens] | None:
+    """The splits in a cache folder, or None where it is missing or broken."""
+    try:
+        splits = json.loads((folder / "splits.json").read_text())
+        if any((folder / f"{split}.bin").stat().st_size != 2 * s["tokens"] for split, s in splits.items()):
+            return None
+        return {
+            split: Tokens(np.memmap(folder / f"{split}.bin", dtype=DTYPE, mode="r"), s["bytes"]) for split, s in splits.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _write(corpus: Corpus, folder: Path) -> None:
+    splits = {}
+    for split, documents in corpus.documents.items():
+        splits[split or "all"] = _encode(documents(), folder / f"{split or 'all'}.bin")
+    if "all" in splits:
+        splits = _split(folder, splits["all"])
+    for split, size in splits.items():
+        if not size["tokens"]:
+            raise UserError(f"corpus: {corpus.name} has no text for {split}; give more text")
+    (folder / "splits.json").write_text(json.dumps(splits))
+
+
+def _encode(documents: Iterable[str], file: Path) -> dict[str, int]:
+    """Encode documents in batches, on all cores, into one file of ids; count tokens and bytes of text."""
+    encode, size = load_tokenizer().encode_ordinary_batch, {"tokens": 0, "bytes": 0}
+    with open(file, "wb") as out:
+
+        def flush(batch: list[str]) -> None:
+            for ids in encode(batch, num_threads=os.cpu_count() or 1):
+                np.asarray([*ids, END_OF_TEXT_ID], dtype=DTYPE).tofile(out)
+                size["tokens"] += len(ids) + 1
+
+        batch, batch_bytes = [], 0
+        for document in documents:
+            length = len(document.encode("utf-8"))
+            batch.append(document)
+            batch_bytes += length
+            size["bytes"] += length
+            if batch_bytes >= BATCH_BYTES:
+                flush(batch)
+                batch, batch_bytes = [], 0
+        flush(batch)
+    return size
+
+
+def _split(folder: Path, size: dict[str, int]) -> dict[str, dict[str, int]]:
+    """Cut `all.bin` into train, validation and test, at ends of documents where there are enough of them.
+
+    The held-out text is the last: a corpus that is ordered by time or topic is tested on what it has not seen.
+    """
+    ids = np.memmap(folder / "all.bin", dtype=DTYPE, mode="r") if size["tokens"] else np.empty(0, DTYPE)
+    ends = np.flatnonzero(ids == END_OF_TEXT_ID) + 1
+    cuts = [0, *(_nearest(ends[:-1], round(len(ids) * (1 - n * HELD_OUT)), len(ids)) for n in (2, 1)), len(ids)]
+    splits = {}
+    for split, start, end in zip(SPLITS, cuts[:-1], cuts[1:], strict=True):
+        part = np.asarray(ids[start:end])
+        part.tofile(folder / f"{split}.bin")
+        text = load_tokenizer().decode_bytes(part[part != END_OF_TEXT_ID].tolist())
+        splits[split] = {"tokens": len(part), "bytes": len(text)}
+    (folder / "all.bin").unlink()
+    return splits
+
+
+def _nearest(ends: np.ndarray, wanted: int, total: int) -> int:
+    """The end of a document nearest to `wanted`, or `wanted` itself if that would move it by over half a split."""
+    if len(ends):
+        nearest = int(ends[np.abs(ends - wanted).argmin()])
+        if abs(nearest - wanted) <= HELD_OUT / 2 * total:
+            return nearest
+    return wanted

@@ -1,0 +1,93 @@
+"""What this machine is: its best number format, how fast it multiplies matrices, how much memory is in use."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+
+def auto_precision() -> str:
+    """Lightning's name of the best precision here: bf16-mixed where the hardware does bf16 natively, else 32-true."""
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    return "bf16-mixed" if _cpu_does_bf16() else "32-true"
+
+
+def _cpu_does_bf16() -> bool:
+    if hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.cpu._is_avx512_bf16_supported()  # torch before 2.13
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
+    """What Lightning wraps a step in under this precision."""
+    if precision == "bf16-mixed":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+@functools.cache
+def matmul_peak(precision: str, device: torch.device) -> float:
+    """FLOP/s of a large square matrix product here and now, median of a few: what a training step is measured by."""
+    n = 8192 if device.type == "cuda" else 1536
+    own = torch.Generator(device).manual_seed(0)  # measuring must not move the run's own random numbers
+    a = torch.randn(n, n, device=device, generator=own).to(torch.bfloat16 if precision == "bf16-mixed" else torch.float32)
+    seconds = []
+    for _ in range(8):
+        synchronise(device)
+        start = time.perf_counter()
+        a @ a
+        synchronise(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * n**3 / statistics.median(seconds[2:])
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all it was given, so that a clock read here means something."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory so far: of torch's tensors on a GPU, of the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def current_bytes(device: torch.device) -> int:
+    """Memory in use now, of the same kind."""
+    import psutil
+
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+
+
+def describe() -> dict[str, object]:
+    """Hardware, cores and threads, for the record."""
+    cuda = torch.cuda.is_available()
+    return {
+        "hardware": torch.cuda.get_device_name() if cuda else _cpu_name(),
+        "device": "cuda" if cuda else "cpu",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+    }
+
+
+def _cpu_name() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

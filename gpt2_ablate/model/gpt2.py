@@ -1,0 +1,107 @@
+"""GPT-2 (Radford et al. 2019), with its positions, attention, MLP and norm as exchangeable parts."""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2_ablate.model import attention, learned, mlp, norm, rotary  # noqa: F401  (registers GPT-2's own parts)
+from gpt2_ablate.model.cache import KVCache, LayerCache
+from gpt2_ablate.model.config import GPT2Config
+from gpt2_ablate.model.loss import linear_cross_entropy
+from gpt2_ablate.model.parts import find_part
+from gpt2_ablate.model.positions import Positions
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.norm_1 = find_part("norm", config.norm)(config)
+        self.attention = find_part("attention", config.attention)(config)
+        self.norm_2 = find_part("norm", config.norm)(config)
+        self.mlp = find_part("mlp", config.mlp)(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, where: Tensor, positions: Positions, cache: LayerCache | None = None) -> Tensor:
+        """x [B, T, C] at the positions `where` [T] -> [B, T, C]."""
+        x = x + self.dropout(self.attention(self.norm_1(x), where, positions, cache))
+        return x + self.dropout(self.mlp(self.norm_2(x)))
+
+
+class GPT2(nn.Module):
+    """A language model: token ids [B, T] -> logits [B, T, V] of the token that follows each.
+
+    The head is the transposed token embedding. Weights start as in the released code: N(0, 0.02), the two projections
+    into the residual stream N(0, 0.02 / sqrt(2 n_layer)), biases zero.
+    """
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.positions: Positions = find_part("positions", config.positions)(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = find_part("norm", config.norm)(config)
+        self.initialise()
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Draw all weights anew.
+
+        Each tensor's numbers depend on torch's global seed and on its own name alone, so that two variants that share
+        a tensor start from the same one: their difference is the modification's, not the draw's.
+        """
+        generator = torch.Generator()
+        seed = int(torch.randint(2**31, (), device="cpu"))
+        for name, p in self.named_parameters():
+            if p.is_meta:
+                continue
+            if p.ndim >= 2:
+                # Named `output`: adds to the residual stream, 2 n_layer times in all.
+                into_residual = name.endswith("output.weight")
+                std = 0.02 / math.sqrt(2 * self.config.n_layer) if into_residual else 0.02
+                generator.manual_seed(seed ^ zlib.crc32(name.encode()))
+                p.copy_(torch.empty(p.shape, device="cpu").normal_(0.0, std, generator=generator))
+            elif name.endswith("bias"):
+                p.zero_()
+
+    def hidden(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Token ids [B, T] -> the normalised residual stream [B, T, C] that the head reads.
+
+        Raises:
+            UserError: the text is longer than the positions can tell.
+        """
+        start = cache.length if cache is not None else 0
+        end = start + input_ids.shape[1]
+        self.positions.reach(end)
+        where = torch.arange(start, end, device=input_ids.device)
+        x = self.dropout(self.positions.embed(self.embedding(input_ids), where))
+        for i, block in enumerate(self.blocks):
+            x = block(x, where, self.positions, cache.layers[i] if cache is not None else None)
+        return self.norm(x)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """[..., C] -> logits [..., V]."""
+        return F.linear(hidden, self.embedding.weight)
+
+    def forward(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Token ids [B, T] -> logits [B, T, V]. With a cache, the ids continue the text that it holds."""
+        return self.head(self.hidden(input_ids, cache))
+
+    def loss(self, input_ids: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats of targets [B, T] given input_ids [B, T]; targets of -100 do not count.
+
+        Equals `cross_entropy(self(input_ids), targets)`, but never holds all logits (see `gpt2_ablate.model.loss`).
+        """
+        return self.loss_of_hidden(self.hidden(input_ids), targets)
+
+    def loss_of_hidden(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The same from `hidden` [B, T, C], for callers that need the residual stream as well."""
+        return linear_cross_entropy(hidden.flatten(0, 1), self.embedding.weight, targets.flatten())

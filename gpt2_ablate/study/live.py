@@ -1,0 +1,165 @@
+"""A study as one watches it: a live table in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live as RichLive
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from gpt2_ablate.study.plan import Plan
+
+LINE_EVERY = 20.0  # seconds between plain lines about a run in progress
+
+
+@dataclass
+class _Row:
+    name: str
+    seed: int
+    steps: int
+    step: int = 0
+    resumed_at: int = 0
+    state: str = "waiting"
+    loss: float | None = None
+    tokens_per_second: float = 0.0
+
+
+class Live:
+    """Use as a context manager around a study; call its methods as things happen."""
+
+    def __init__(self, plan: Plan, console: Console | None = None):
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.rows = [_Row(run.variant, run.seed, run.max_steps) for run in plan.runs]
+        self.title = f"{plan.preset}: {plan.title}"
+        self.status = ""
+        self.fresh = self.console.is_terminal
+        # Refreshed by hand: a thread of its own would make starting children unsafe.
+        self.screen = RichLive(console=self.console, auto_refresh=False, transient=True) if self.fresh else None
+        self.last_line = 0.0
+        self.trained_seconds = 0.0
+        self.trained_steps = 0
+        self.run_started = 0.0
+
+    def __enter__(self) -> Live:
+        if self.screen:
+            self.screen.start()
+        else:
+            self._print(self.title)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.screen:
+            self.screen.stop()
+
+    def say(self, text: str) -> None:
+        """One thing worth a line of its own."""
+        self._print(text)
+
+    def begin(self, finished: list[bool]) -> None:
+        """Which runs are already done."""
+        for row, done in zip(self.rows, finished, strict=True):
+            if done:
+                row.state, row.step = "kept", row.steps
+        kept = sum(finished)
+        self._print(f"{len(finished) - kept} runs to do" + (f", {kept} kept from before" if kept else ""))
+        self.tick()
+
+    def start(self, n: int) -> None:
+        row = self.rows[n]
+        row.state, row.step, self.run_started = "running", 0, time.monotonic()
+        if not self.screen:
+            self._print(f"[{n + 1}/{len(self.rows)}] {row.name}, seed {row.seed}: started{self._left()}")
+        self.tick()
+
+    def news(self, n: int, news: dict) -> None:
+        """What `Progress` and `train_run` tell."""
+        row = self.rows[n]
+        if "warning" in news:
+            self._print(f"[yellow]{news['warning']}[/]")
+            return
+        if "phase" in news:
+            row.state = news["phase"]
+        else:
+            if not row.step:  # a resumed run: what it did before is no measure of today's speed
+                row.resumed_at = news["step"] - 1
+            row.step, row.loss = news["step"], news["loss"] if news["loss"] is not None else row.loss
+            row.tokens_per_second = news["tokens_per_second"] or row.tokens_per_second
+        if not self.screen and time.monotonic() - self.last_line > LINE_EVERY:
+            loss = "" if row.loss is None else f", loss {row.loss:.3f}"
+            speed = "" if not row.tokens_per_second else f", {row.tokens_per_second:,.0f} tokens/s"
+            self._print(f"      {row.name}, seed {row.seed}: step {row.step}/{row.steps}{loss}{speed}{self._left()}")
+        self.tick()
+
+    def finish(self, n: int, loss: float) -> None:
+        row = self.rows[n]
+        self._account(row)
+        row.state, row.loss, row.step = "finished", loss, row.steps
+        if not self.screen:
+            self._print(f"[{n + 1}/{len(self.rows)}] {row.name}, seed {row.seed}: finished, validation loss {loss:.4f}{self._left()}")
+        self.tick()
+
+    def fail(self, n: int, why: str) -> None:
+        row = self.rows[n]
+        self._account(row)
+        row.state, row.step = "failed", row.steps
+        self._print(f"[red]{row.name}, seed {row.seed}: failed: {why}[/]")
+        self.tick()
+
+    def measuring(self, what: str) -> None:
+        self.status = f"measuring {what}"
+        self.tick()
+
+    def tick(self) -> None:
+        """Draw again."""
+        if self.screen:
+            self.screen.update(self._picture(), refresh=True)
+
+    def _account(self, row: _Row) -> None:
+        self.trained_seconds += time.monotonic() - self.run_started
+        self.trained_steps += row.step - row.resumed_at
+
+    def _left(self) -> str:
+        seconds = self._seconds_left()
+        return "" if seconds is None else f", about {_duration(seconds)} left"
+
+    def _seconds_left(self) -> float | None:
+        """From the average of all steps trained since this command began, scoring included."""
+        running = [row for row in self.rows if row.state in ("running", "scoring")]
+        steps = self.trained_steps + sum(row.step - row.resumed_at for row in running)
+        seconds = self.trained_seconds + (time.monotonic() - self.run_started if running else 0.0)
+        if steps < 5 or seconds <= 0:
+            return None
+        left = sum(row.steps - row.step for row in self.rows if row.state in ("waiting", "running"))
+        return left * seconds / steps
+
+    def _picture(self) -> Group:
+        table = Table(title=self.title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+        for name, justify in (("variant", "left"), ("seed", "right"), ("", "left"), ("step", "right"), ("loss", "right"),
+                              ("tokens/s", "right"), ("state", "left")):  # fmt: skip
+            table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        for row in self.rows:
+            style = {"failed": "red", "running": "bold", "scoring": "bold", "waiting": "dim", "kept": "green"}.get(row.state, "green")
+            table.add_row(
+                row.name, str(row.seed), ProgressBar(row.steps, row.step, width=20), f"{row.step}/{row.steps}",
+                "" if row.loss is None else f"{row.loss:.3f}",
+                f"{row.tokens_per_second:,.0f}" if row.tokens_per_second else "", row.state, style=style,
+            )  # fmt: skip
+        done = sum(row.state in ("finished", "kept", "failed") for row in self.rows)
+        foot = f"{done}/{len(self.rows)} runs done{self._left()}   {self.status}"
+        return Group(table, Text(foot))
+
+    def _print(self, text: str) -> None:
+        self.last_line = time.monotonic()
+        self.console.print(text)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{round(seconds)} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

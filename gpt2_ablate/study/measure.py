@@ -1,0 +1,43 @@
+"""The dedicated pass after training: speed of all variants in one process, memory of each in its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gpt2_ablate.evaluation.speed import decoding_speed, training_memory, training_speed
+from gpt2_ablate.machine import auto_precision, matmul_peak
+from gpt2_ablate.model import GPT2Config
+
+
+def speed(configs: dict[str, dict[str, Any]], batch_size: int, tell: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    """Metrics of each variant: training and decoding tokens/s with quartiles, and the machine's matrix-product peak."""
+    models = {name: GPT2Config(**fields) for name, fields in configs.items()}
+    device, precision = _device(), auto_precision()
+    peak = matmul_peak(precision, device)
+    training = training_speed(models, batch_size, precision, device, lambda n, of: tell(f"training speed, round {n}/{of}"))
+    decoding = decoding_speed(models, device, lambda n, of: tell(f"decoding speed, round {n}/{of}"))
+    return {
+        name: {
+            **{f"training_tokens_per_second{_suffix(k)}": v for k, v in training[name].items()},
+            **{f"decoding_tokens_per_second{_suffix(k)}": v for k, v in decoding[name].items()},
+            "matmul_peak_flops_per_second": peak,
+        }
+        for name in configs
+    }
+
+
+def memory(config: dict[str, Any], batch_size: int, tell: Callable[[str], None]) -> int:
+    """Bytes that training the variant takes at its peak."""
+    tell("memory")
+    return training_memory(GPT2Config(**config), batch_size, auto_precision(), _device())
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _suffix(kind: str) -> str:
+    return "" if kind == "median" else f"_{kind}"

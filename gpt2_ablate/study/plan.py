@@ -1,0 +1,197 @@
+"""From YAML to runs: a study is a preset times its variants times its seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gpt2_ablate.errors import UserError
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+VARIANT_KEYS = {"order", "title", "factors", "model", "paper", "idea", "challenges", "worth"}
+PRESET_KEYS = {"title", "seeds", "sizes", "prompt", "model", "data", "trainer", "evaluation_tokens"}
+TEXTS = ("title", "paper", "idea", "challenges", "worth")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Attributes:
+        config: what it does, as `gpt2-ablate train --config` reads it.
+        factors: the changes that the variant is made of.
+        texts: what the variant's YAML tells the reader of the report.
+        order: where the variant stands in tables.
+    """
+
+    preset: str
+    variant: str
+    seed: int
+    config: dict[str, Any]
+    factors: tuple[str, ...] = ()
+    texts: dict[str, str] = field(default_factory=dict)
+    order: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant} seed {self.seed}"
+
+    @property
+    def path(self) -> Path:
+        """Where it lives below checkpoints/ and reports/tensorboard/."""
+        return Path(self.preset, self.variant, f"seed-{self.seed}")
+
+    @property
+    def max_steps(self) -> int:
+        return self.config["trainer"]["max_steps"]
+
+    def fingerprint(self, corpus_digest: str) -> str:
+        """Changes when anything that decides the outcome of the run does."""
+        return hashlib.sha256(json.dumps([self.config, corpus_digest], sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs of a study, variants in the order of the report, and what holds for all of them."""
+
+    preset: str
+    title: str
+    prompt: str
+    runs: list[Run]
+    evaluation_tokens: int | None
+
+    @property
+    def data(self) -> dict[str, Any]:
+        return self.runs[0].config["data"]
+
+
+def load_plan(
+    preset: str = "cpu",
+    variants: Iterable[str] = (),
+    seeds: Iterable[int] = (),
+    experiments: Path = EXPERIMENTS,
+) -> Plan:
+    """Read a preset and its variants.
+
+    Args:
+        preset: a name in experiments/presets, or the path of a YAML file.
+        variants: names in experiments/variants; none means all of them.
+        seeds: instead of the preset's own.
+        experiments: the folder of both.
+
+    Raises:
+        UserError: a name, key or value that does not exist or fit, naming file and key.
+    """
+    file = Path(preset) if preset.endswith((".yaml", ".yml")) else _find(experiments / "presets", preset, "preset")
+    wanted = _read(file, PRESET_KEYS)
+    for key in ("model", "data", "trainer", "seeds"):
+        if key not in wanted:
+            raise UserError(f"{file}: the key {key!r} is missing; see experiments/presets/cpu.yaml")
+    for key, kind, what in (("seeds", list, "a list of whole numbers"), ("model", dict, "keys and values"),
+                            ("data", dict, "keys and values"), ("trainer", dict, "keys and values")):  # fmt: skip
+        if not isinstance(wanted[key], kind) or not wanted[key]:
+            raise UserError(f"{file}: {key}: {wanted[key]!r} should be {what}")
+    names = list(variants) or sorted(f.stem for f in (experiments / "variants").glob("*.yaml"))
+    chosen = list(seeds) or wanted["seeds"]
+    for seed in chosen:
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise UserError(f"{file}: seeds: {seed!r} is not a seed; give whole numbers from 0")
+    for key in ("max_steps", "val_check_interval"):
+        value = wanted["trainer"].get(key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"{file}: trainer.{key}: {value!r} is not a number of steps; give a whole number from 1")
+
+    runs = [
+        run
+        for name in dict.fromkeys(names)
+        for run in _runs_of_variant(_find(experiments / "variants", name, "variant"), file, wanted, dict.fromkeys(chosen))
+    ]
+    # Seed by seed, so that a study stopped early is a whole study with fewer seeds.
+    runs.sort(key=lambda run: (list(chosen).index(run.seed), run.order, run.variant))
+    prompt = wanted.get("prompt", "The")
+    if not isinstance(prompt, str) or not prompt:
+        raise UserError(f"{file}: prompt: {prompt!r} should be a text")
+    return Plan(file.stem, str(wanted.get("title", file.stem)), prompt, runs, wanted.get("evaluation_tokens"))
+
+
+def _runs_of_variant(file: Path, preset_file: Path, preset: dict, seeds: Iterable[int]) -> list[Run]:
+    from gpt2_ablate.model.config import GPT2Config  # torch takes a second to import; --help does not need it
+
+    variant = _read(file, VARIANT_KEYS)
+    sizes = preset.get("sizes") or {}
+    changes = _fill_in((variant.get("model") or {}), sizes, file, preset_file)
+    model = {**preset["model"], **changes}
+    model["config"] = {**(preset["model"].get("config") or {}), **(changes.get("config") or {})}
+    known = {f.name for f in dataclasses.fields(GPT2Config)}
+    for key in model["config"]:
+        if key not in known:
+            where = file if key in (changes.get("config") or {}) else preset_file
+            raise UserError(f"{where}: model.config: there is no {key!r}; give one of {', '.join(sorted(known))}")
+    try:
+        GPT2Config(**model["config"])
+    except UserError as error:
+        raise UserError(f"{file} with {preset_file}: model.config.{error}") from error
+    factors = variant.get("factors") or []
+    if not isinstance(factors, list) or not all(isinstance(factor, str) for factor in factors):
+        raise UserError(f"{file}: factors: {factors!r} should be a list of names")
+    order = variant.get("order", 1000)
+    if not isinstance(order, int):
+        raise UserError(f"{file}: order: {order!r} should be a whole number")
+    return [
+        Run(
+            preset=preset_file.stem,
+            variant=file.stem,
+            seed=seed,
+            config={
+                "seed_everything": seed,
+                "model": model,
+                "data": preset["data"],
+                "trainer": preset["trainer"],
+            },
+            factors=tuple(factors),
+            texts={key: str(variant[key]) for key in TEXTS if key in variant},
+            order=order,
+        )
+        for seed in seeds
+    ]
+
+
+def _fill_in(value: Any, sizes: dict[str, Any], file: Path, preset_file: Path) -> Any:
+    """Replace every "${name}" by the size of that name in the preset."""
+    if isinstance(value, dict):
+        return {k: _fill_in(v, sizes, file, preset_file) for k, v in value.items()}
+    if isinstance(value, str) and value.startswith("${") and value.endswith("}"):
+        if value[2:-1] not in sizes:
+            raise UserError(f"{preset_file}: sizes: {value[2:-1]!r} is missing, and {file} needs it")
+        return sizes[value[2:-1]]
+    return value
+
+
+def _find(folder: Path, name: str, kind: str) -> Path:
+    file = folder / f"{name}.yaml"
+    if not file.exists():
+        known = ", ".join(sorted(f.stem for f in folder.glob("*.yaml")))
+        raise UserError(f"{kind}: there is no {name!r} in {folder}; give one of {known}")
+    return file
+
+
+def _read(file: Path, known: set[str]) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); give the path of a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: is not YAML ({' '.join(str(error).split())}); mend it") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: should be keys and values, as in experiments/presets/cpu.yaml")
+    for key in content:
+        if key not in known:
+            raise UserError(f"{file}: there is no key {key!r}; give one of {', '.join(sorted(known))}")
+    return content

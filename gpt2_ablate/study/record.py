@@ -1,0 +1,141 @@
+"""What is kept of a run: one JSON file each, and one with all of them that a report is made from."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from gpt2_ablate.errors import UserError
+
+SCHEMA = 1
+STATUSES = ("finished", "failed", "missing")
+PACKAGES = ("torch", "lightning", "torchmetrics", "tiktoken", "datasets", "fvcore", "numpy")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file whole or not at all: to a temporary name, then renamed.
+
+    Raises:
+        UserError: the disk is full, or the place cannot be written.
+    """
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
+    except OSError as error:
+        partial.unlink(missing_ok=True) if partial.parent.is_dir() else None
+        raise UserError(f"{file}: cannot be written ({error.strerror}); free some space, or give another folder as OUT") from error
+
+
+def write_json(file: Path, content: Any) -> None:
+    """`write_text` of JSON; numbers that are not finite become null, because JSON has no word for them."""
+    write_text(file, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_record(file: Path) -> dict[str, Any] | None:
+    """The record of one run; None where there is none.
+
+    Raises:
+        UserError: the file is broken.
+    """
+    if not file.exists():
+        return None
+    record = _parse(file)
+    _check_run(record, str(file))
+    if record.get("schema") != SCHEMA:
+        raise UserError(f"{file}: schema: {record.get('schema')!r} is not {SCHEMA}, which this version reads")
+    return record
+
+
+def read_results(file: Path) -> list[dict[str, Any]]:
+    """The runs in a results.json, whoever wrote it.
+
+    Raises:
+        UserError: the file is missing, broken, or of another schema.
+    """
+    results = _parse(file)
+    if results.get("schema") != SCHEMA:
+        raise UserError(f"{file}: schema: {results.get('schema')!r} is not {SCHEMA}, which this version reads")
+    if not isinstance(results.get("runs"), list):
+        raise UserError(f"{file}: runs: should be a list of records")
+    for n, run in enumerate(results["runs"]):
+        _check_run(run, f"{file}: runs[{n}]")
+    return results["runs"]
+
+
+def write_results(file: Path, runs: list[dict[str, Any]]) -> None:
+    """All records in one file; the report is made from it alone."""
+    write_json(file, {"schema": SCHEMA, "runs": runs})
+
+
+def _parse(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); give the path of a results.json") from error
+    except ValueError as error:
+        raise UserError(f"{file}: is not whole JSON ({error}); it was cut off or edited, so write it anew") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: should be a JSON object with the key schema")
+    return content
+
+
+def _check_run(run: Any, where: str) -> None:
+    if not isinstance(run, dict):
+        raise UserError(f"{where}: should be a JSON object")
+    for key, kind in (("variant", str), ("seed", int), ("status", str)):
+        if not isinstance(run.get(key), kind):
+            raise UserError(f"{where}: {key}: {run.get(key)!r} should be a {kind.__name__}")
+    if run["status"] not in STATUSES:
+        raise UserError(f"{where}: status: {run['status']!r} should be one of {', '.join(STATUSES)}")
+    metrics = run.get("metrics") or {}
+    if not isinstance(metrics, dict):
+        raise UserError(f"{where}: metrics: should be a JSON object")
+    if run["status"] == "finished" and not isinstance(metrics.get("validation_loss"), int | float):
+        raise UserError(f"{where}: metrics.validation_loss: {metrics.get('validation_loss')!r} should be a number")
+
+
+def environment() -> dict[str, Any]:
+    """The machine, the versions and the commit that a run was made with."""
+    from gpt2_ablate import machine  # the report is made without torch
+
+    packages = {name: v for name in PACKAGES if (v := _version(name))}
+    return {**machine.describe(), "python": platform.python_version(), "packages": packages, "git_commit": _git_commit()}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of this source, marked where files differ from it; None outside a git checkout."""
+    here = Path(__file__).parent
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", "-C", here, *args], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + (" (modified)" if git("status", "--porcelain", "--", "..") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,167 @@
+"""One run of a study, in a process of its own: train, score, write down."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from filelock import FileLock
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from gpt2_ablate.data.tokenizer import load_tokenizer
+from gpt2_ablate.errors import UserError
+from gpt2_ablate.evaluation import cost
+from gpt2_ablate.evaluation.perplexity import Score, score
+from gpt2_ablate.model import GPT2
+from gpt2_ablate.study.plan import Run
+from gpt2_ablate.study.record import SCHEMA, environment, write_json, write_text
+from gpt2_ablate.training.callbacks import Memory, Perplexity, Progress, Samples, Throughput
+from gpt2_ablate.machine import autocast
+from gpt2_ablate.training.trainer import TrainingCLI, build
+from gpt2_ablate.weights.folder import save_model
+
+CONTEXTS = (256, 512, 1024, 2048, 4096, 8192, 16384)  # tokens, at which costs are tabulated
+BINS = 16  # of places in the context, in which losses are averaged
+
+
+def train_run(
+    run: Run, fingerprint: str, prompt: str, evaluation_tokens: int | None, folder: Path, logs: Path,
+    tell: Callable[[dict], None],
+) -> None:  # fmt: skip
+    """Train one variant with one seed, from its last checkpoint if there is one, and write its record.
+
+    Args:
+        fingerprint: of the run; a checkpoint with another one is not continued.
+        evaluation_tokens: how much of the validation and test text is scored at the end; None: all of it.
+        folder: where config.yaml, checkpoints, model.safetensors and record.json go.
+        logs: where TensorBoard's files go.
+        tell: receives progress, as {"step", "steps", "loss", "tokens_per_second"} or {"phase"} or {"warning"}.
+    """
+    with FileLock(folder / ".lock"):  # an earlier process of this run may still be at its last step
+        resume = _checkpoint_to_resume(folder, fingerprint, tell)
+        write_text(folder / "config.yaml", yaml.safe_dump(run.config, sort_keys=False))
+        write_text(folder / "fingerprint", fingerprint)
+        started = time.perf_counter()
+
+        tokenizer = load_tokenizer()
+        perplexity, throughput, memory = Perplexity(), Throughput(cost.training_flops_per_token), Memory()
+        samples = Samples(prompt, tokenizer.encode_ordinary, tokenizer.decode)
+        # Saved when a validation has ended: then a resumed run has nothing to repeat.
+        checkpoint = ModelCheckpoint(folder, filename="{step}", every_n_epochs=1, save_on_train_epoch_end=False)
+        logger = TensorBoardLogger(
+            logs.parent, name="", version=logs.name, default_hp_metric=False, purge_step=_step(resume) if resume else None
+        )
+        cli = build(run.config, [perplexity, throughput, memory, samples, Progress(tell, throughput), checkpoint], logger)
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=resume, weights_only=True)
+
+        tell({"phase": "scoring"})
+        model: GPT2 = cli.model.model
+        metrics, details = _evaluate(cli, evaluation_tokens)
+        metrics |= {f"run_{name}" if name == "peak_bytes" else name: value for name, value in memory.values.items()}
+        metrics |= {"run_tokens_per_second": throughput.tokens_per_second, "run_seconds": time.perf_counter() - started}
+        metrics["train_loss"] = perplexity.curves["train"][-1][1] if perplexity.curves["train"] else math.nan
+        logger.log_hyperparams(
+            {"variant": run.variant, "seed": run.seed, **cli.model.hparams},
+            {name: metrics[name] for name in ("validation_loss", "validation_perplexity", "validation_bits_per_byte")},
+        )
+        logger.finalize("success")
+        save_model(model, folder)
+        write_json(folder / "record.json", {
+            "schema": SCHEMA, "fingerprint": fingerprint, "preset": run.preset, "variant": run.variant, "seed": run.seed,
+            "status": "finished", "factors": run.factors, "order": run.order, "texts": run.texts, "config": run.config,
+            "metrics": metrics, "curves": perplexity.curves, **details, "sample": samples.write(cli.model),
+            "precision": str(cli.trainer.precision), "environment": environment(),
+        })  # fmt: skip
+        for file in folder.glob("*.ckpt"):
+            file.unlink()
+
+
+def check_run(configs: list[tuple[str, dict[str, Any]]], tell: Callable[[str], None]) -> None:
+    """Parse and build every configuration, without training it.
+
+    Raises:
+        UserError: one of them is wrong; the message begins with its variant.
+    """
+    for variant, config in configs:
+        try:
+            cli = build(config, [], logger=False)
+            cli.datamodule.setup()
+            cli.datamodule.check()
+        except UserError as error:
+            raise UserError(f"{variant}: {error}") from error
+
+
+def _checkpoint_to_resume(folder: Path, fingerprint: str, tell: Callable[[dict], None]) -> Path | None:
+    """The newest whole checkpoint of just this run; whatever else the folder holds is removed."""
+    told = folder / "fingerprint"
+    if not told.exists() or told.read_text() != fingerprint:
+        for entry in folder.iterdir():
+            if entry.name not in (".lock", "train.log"):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        return None
+    for file in sorted(folder.glob("*.ckpt"), key=_step, reverse=True):
+        try:
+            torch.load(file, weights_only=True, map_location="cpu", mmap=True)
+            return file
+        except Exception as error:  # torch names a broken file by half a dozen exceptions
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            tell({"warning": f"{file} is broken ({reason}); training goes on from the one before it, or starts over"})
+            file.unlink()
+    return None
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.stem.partition("=")[2])
+
+
+def _evaluate(cli: TrainingCLI, limit: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the trained model is worth, and what it costs: single numbers, and those that depend on something."""
+    model: GPT2 = cli.model.model
+    config, data = model.config, cli.datamodule
+    metrics: dict[str, Any] = {}
+    details: dict[str, Any] = {}
+
+    def rate(split: str, block_size: int) -> Score:
+        with autocast(str(cli.trainer.precision), model.embedding.weight.device):
+            return score(model, data.splits[split].ids[:limit], block_size, data.batch_size)
+
+    for split in ("validation", "test"):
+        if split in data.splits:
+            result = rate(split, config.block_size)
+            metrics[f"{split}_loss"] = result.loss
+            metrics[f"{split}_perplexity"] = result.perplexity
+            metrics[f"{split}_bits_per_byte"] = result.bits_per_byte(data.splits[split].bytes_per_token)
+            if split == "validation":
+                details["loss_by_position"] = _binned(result)
+    longest = model.positions.max_length
+    if (longest is None or longest >= 2 * config.block_size) and len(data.splits["validation"].ids) > 2 * config.block_size:
+        details["loss_by_position_beyond"] = _binned(rate("validation", 2 * config.block_size))
+
+    metrics |= {f"parameters_{name}": count for name, count in cost.count_parameters(model).items()}
+    metrics["forward_flops_per_token"] = cost.forward_flops_per_token(config, config.block_size)
+    metrics["training_flops_per_token"] = cost.training_flops_per_token(config, config.block_size)
+    metrics["receptive_field"] = cost.receptive_field(config)
+    details["cost_by_context"] = [
+        {
+            "context": context,
+            "forward_flops_per_token": cost.forward_flops_per_token(config, context),
+            "kv_bytes": cost.kv_cache_bytes(config, context),
+        }
+        for context in CONTEXTS
+    ]
+    details["tensors"] = {name: list(p.shape) for name, p in model.named_parameters()}
+    return metrics, details
+
+
+def _binned(result: Score) -> list[dict[str, float]]:
+    """Losses averaged over equal stretches of the context: [{"from", "to" (tokens), "loss" (nats)}]."""
+    size = max(1, len(result.by_position) // BINS)
+    starts = range(0, len(result.by_position) - size + 1, size)
+    return [{"from": s, "to": s + size, "loss": float(result.by_position[s : s + size].mean())} for s in starts]

@@ -1,0 +1,191 @@
+"""Carry out a plan: keep what is finished, resume what was interrupted, record what fails, then measure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from gpt2_ablate.data.corpora import open_corpus
+from gpt2_ablate.data.tokens import tokenise
+from gpt2_ablate.errors import UserError
+from gpt2_ablate.study import child
+from gpt2_ablate.study.live import Live
+from gpt2_ablate.study.plan import Plan, Run
+from gpt2_ablate.study.record import SCHEMA, read_record, write_json, write_results
+
+RUN, MEASURE = "gpt2_ablate.study.run", "gpt2_ablate.study.measure"
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where a study leaves its things, all below one folder (the current one, unless OUT says another)."""
+
+    out: Path
+
+    @property
+    def reports(self) -> Path:
+        return self.out / "reports"
+
+    @property
+    def results(self) -> Path:
+        return self.reports / "results.json"
+
+    def study(self, preset: str) -> Path:
+        return self.out / "checkpoints" / preset
+
+    def run(self, run: Run) -> Path:
+        return self.out / "checkpoints" / run.path
+
+    def tensorboard(self, run: Run) -> Path:
+        return self.reports / "tensorboard" / run.path
+
+
+def carry_out(plan: Plan, out: Path) -> list[Record]:
+    """Train whatever of the plan is not trained yet, and leave reports/results.json.
+
+    Returns:
+        one record for each run of the plan: finished, or failed with an "error".
+
+    Raises:
+        UserError: the corpus or the output folder cannot be used, or another study is at work there.
+    """
+    folders = Folders(out)
+    child.prepare([RUN, MEASURE])
+    with _only_study_in(folders.study(plan.preset)), Live(plan) as live:
+        corpus = open_corpus(plan.data.get("corpus", "shakespeare"), plan.data.get("column", "text"))
+        live.say(f"Corpus: {corpus.name}.")
+        tokenise(corpus)
+        _check(plan, folders, live)
+        fingerprints = [run.fingerprint(corpus.digest) for run in plan.runs]
+        records = [_kept(folders, run, f, live) for run, f in zip(plan.runs, fingerprints, strict=True)]
+        live.begin([record is not None for record in records])
+        done = [
+            record or _train(plan, folders, n, fingerprint, live)
+            for n, (record, fingerprint) in enumerate(zip(records, fingerprints, strict=True))
+        ]
+        _add_measurements(plan, folders, done, live)
+        write_results(folders.results, done)
+    return done
+
+
+def _check(plan: Plan, folders: Folders, live: Live) -> None:
+    """Parse every configuration before anything is trained: a typo should not cost an hour."""
+    configs = {json.dumps(run.config, sort_keys=True): (run.variant, run.config) for run in plan.runs}
+    try:
+        log = folders.study(plan.preset) / "check.log"
+        child.run_in_child(f"{RUN}:check_run", list(configs.values()), log=log, tell=live.say, tick=live.tick)
+    except child.Failure as failure:
+        raise UserError(f"experiments: {failure}") from None
+
+
+def _kept(folders: Folders, run: Run, fingerprint: str, live: Live) -> Record | None:
+    """The record that an earlier study left of this very run, if it finished."""
+    file = folders.run(run) / "record.json"
+    try:
+        record = read_record(file)
+    except UserError as error:
+        live.say(f"[yellow]{error}; {run.name} is done again.[/]")
+        file.unlink()
+        return None
+    if record is None or record.get("fingerprint") != fingerprint or record["status"] != "finished":
+        return None
+    # What the YAML tells the reader may have changed without changing the run.
+    return {**record, "texts": run.texts, "factors": list(run.factors), "order": run.order}
+
+
+def _train(plan: Plan, folders: Folders, n: int, fingerprint: str, live: Live) -> Record:
+    run = plan.runs[n]
+    folder, logs = folders.run(run), folders.tensorboard(run)
+    _make(folder)
+    _make(logs)
+    (folder / "record.json").unlink(missing_ok=True)
+    live.start(n)
+    try:
+        child.run_in_child(
+            f"{RUN}:train_run", run, fingerprint, plan.prompt, plan.evaluation_tokens, folder, logs,
+            log=folder / "train.log", tell=lambda news: live.news(n, news), tick=live.tick,
+        )  # fmt: skip
+    except child.Failure as failure:
+        live.fail(n, f"{failure}; see {folder / 'train.log'}")
+        record = {
+            "schema": SCHEMA, "fingerprint": fingerprint, "preset": run.preset, "variant": run.variant, "seed": run.seed,
+            "status": "failed", "error": str(failure), "factors": list(run.factors), "order": run.order, "texts": run.texts,
+            "config": run.config, "metrics": {}, "environment": {},
+        }  # fmt: skip
+        write_json(folder / "record.json", record)
+        return record
+    finished = read_record(folder / "record.json")
+    assert finished is not None
+    live.finish(n, finished["metrics"]["validation_loss"])
+    return finished
+
+
+def _add_measurements(plan: Plan, folders: Folders, records: list[Record], live: Live) -> None:
+    """Add speed and memory of its variant to every finished record, measured now or by an earlier call."""
+    finished = [record for record in records if record["status"] == "finished"]
+    configs = {record["variant"]: record["config"]["model"]["config"] for record in finished}
+    if not configs:
+        return
+    batch_size = plan.data.get("batch_size", 8)
+    key = hashlib.sha256(json.dumps([configs, batch_size], sort_keys=True).encode()).hexdigest()[:16]
+    file = folders.study(plan.preset) / "measurements.json"
+    measured = _earlier_measurements(file, key)
+    if measured is None:
+        try:
+            measured = _measure(configs, batch_size, file.with_name("measure.log"), live)
+        except child.Failure as failure:
+            live.say(f"[yellow]Speed and memory could not be measured: {failure}; see {file.with_name('measure.log')}[/]")
+            return
+        write_json(file, {"key": key, "variants": measured})
+    for record in finished:
+        record["metrics"] |= measured[record["variant"]]
+
+
+def _measure(configs: dict[str, dict], batch_size: int, log: Path, live: Live) -> dict[str, dict[str, Any]]:
+    live.say("Measuring speed and memory, with nothing else going on.")
+    speeds = child.run_in_child(f"{MEASURE}:speed", configs, batch_size, log=log, tell=live.measuring, tick=live.tick)
+    for name, config in configs.items():
+        # Each in a fresh process: the peak of a process never falls.
+        peak = child.run_in_child(f"{MEASURE}:memory", config, batch_size, log=log, tell=live.measuring, tick=live.tick)
+        speeds[name]["training_peak_bytes"] = peak
+    return speeds
+
+
+def _earlier_measurements(file: Path, key: str) -> dict[str, dict[str, Any]] | None:
+    try:
+        earlier = json.loads(file.read_text())
+        return earlier["variants"] if earlier["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@contextmanager
+def _only_study_in(folder: Path) -> Iterator[None]:
+    _make(folder)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=5)
+    except Timeout:
+        raise UserError(f"{folder}: another study is at work here; wait for it, or give another folder as OUT") from None
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); give another folder as OUT") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); give another folder as OUT") from error

@@ -1,0 +1,30 @@
+"""Tell somebody else how far a run is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from gpt2_ablate.training.callbacks.throughput import Throughput
+
+
+class Progress(Callback):
+    """Calls `tell` after each optimizer step with {"step", "steps", "loss", "tokens_per_second"}.
+
+    Args:
+        tell: receives the dictionary; if it raises, the run stops.
+        throughput: the callback that measures the speed.
+    """
+
+    def __init__(self, tell: Callable[[dict], None], throughput: Throughput):
+        self.tell, self.throughput = tell, throughput
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx) -> None:
+        loss = trainer.callback_metrics.get("train/loss")
+        self.tell({
+            "step": trainer.global_step,
+            "steps": trainer.max_steps,
+            "loss": None if loss is None else loss.item(),
+            "tokens_per_second": self.throughput.tokens_per_second,
+        })  # fmt: skip

@@ -1,0 +1,92 @@
+"""One training run, from its YAML: a LightningCLI over our module and our data.
+
+Every run of a study is such a YAML, and can be rerun by hand: `gpt2-ablate train --config checkpoints/.../config.yaml`.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+from jsonargparse import ArgumentError
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from gpt2_ablate.data.module import TextData
+from gpt2_ablate.errors import UserError
+from gpt2_ablate.training.module import LanguageModel
+from gpt2_ablate.machine import auto_precision
+
+
+class TrainingCLI(LightningCLI):
+    """Keys: seed_everything, model (config and optimizer), data, trainer. The context length and the seed are said once,
+    in model.config.block_size and seed_everything, and reach the data from there."""
+
+    def __init__(self, *args: Any, callbacks: list, logger: Any, **kwargs: Any):
+        self.watchers, self.logger = callbacks, logger
+        super().__init__(*args, **kwargs)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Ours come after those that the YAML names, so that checkpoints are written when all else is up to date."""
+        theirs = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
+        return super().instantiate_trainer(callbacks=[*theirs, *self.watchers], logger=self.logger, **kwargs)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("model.config.block_size", "data.block_size")
+        parser.link_arguments("seed_everything", "data.seed")
+
+
+def build(args: list[str] | dict[str, Any], callbacks: list, logger: Any = True) -> TrainingCLI:
+    """Parse a run's configuration and build its model, data and trainer: `.model`, `.datamodule`, `.trainer`.
+
+    Args:
+        args: command line arguments, or the same as a nested dictionary.
+        callbacks: what is watched.
+        logger: where it is written.
+
+    Raises:
+        UserError: an unknown key, or a value of the wrong type.
+    """
+    quieten_lightning()
+    try:
+        return TrainingCLI(
+            LanguageModel,
+            TextData,
+            run=False,
+            callbacks=callbacks,
+            logger=logger,
+            args=args,  # type: ignore[arg-type]
+            seed_everything_default=0,
+            save_config_callback=None,
+            parser_kwargs={"exit_on_error": False},
+            trainer_defaults={
+                "precision": auto_precision(),
+                "devices": 1,
+                "max_epochs": -1,  # batches have no end; max_steps does
+                "max_steps": 1000,
+                "gradient_clip_val": 1.0,
+                "log_every_n_steps": 10,
+                "val_check_interval": 250,
+                "check_val_every_n_epoch": None,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+            },
+        )
+    except ArgumentError as error:
+        raise UserError(one_line(str(error))) from error
+
+
+def one_line(message: str) -> str:
+    """jsonargparse explains over several indented lines; the first says where, the last says what."""
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
+    return " ".join(dict.fromkeys((lines[0], lines[-1])))
+
+
+def quieten_lightning() -> None:
+    """No banners and tips: what matters is said by the study itself."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # A small batch is loaded in well under a millisecond; worker processes would cost more than they save.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")

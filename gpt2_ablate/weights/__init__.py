@@ -1,0 +1,1 @@
+"""Trained weights on disk: `folder` is the project's own form."""
