@@ -19,13 +19,11 @@ from gpt2_ablate.errors import UserError
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand; returns the exit status: 0 done, 1 some runs failed, 2 a mistake that one line explains."""
     arguments = sys.argv[1:] if argv is None else argv
-    if arguments[:1] == ["train"]:
-        command, options = _train, arguments[1:]  # LightningCLI has its own parser
-    else:
-        options = _parser().parse_args(arguments)
-        command = options.command
     try:
-        return command(options)
+        if arguments[:1] == ["train"]:
+            return _train(arguments[1:])  # LightningCLI has its own parser
+        options = _parser().parse_args(arguments)
+        return options.command(options)
     except UserError as error:
         print(f"gpt2-ablate: {error}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -48,8 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_out(ablate)
     ablate.set_defaults(command=_ablate)
 
-    train = commands.add_parser("train", help="train one model from a YAML, as every run of a study is (see train --help)")
-    train.set_defaults(command=_train)
+    commands.add_parser("train", help="train one model from a YAML, as every run of a study is (see train --help)")
 
     report = commands.add_parser("report", help="write the report again, from a results.json alone")
     report.add_argument("--results", type=Path, help="results.json to report (default: OUT/reports/results.json)")
@@ -87,7 +84,8 @@ def _ablate(options: argparse.Namespace) -> int:
     from gpt2_ablate.study.runner import carry_out
 
     plan = load_plan(options.preset, options.variants, options.seeds)
-    runs = carry_out(plan, options.out)
+    neighbours = load_plan(options.preset, seeds=options.seeds) if options.variants else None
+    runs = carry_out(plan, options.out, neighbours)
     _write_report(runs, options.out)
     return 0 if all(run["status"] == "finished" for run in runs) else 1
 

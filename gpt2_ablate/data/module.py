@@ -69,4 +69,3 @@ class TextData(LightningDataModule):
     def bytes_per_token(self) -> float:
         """UTF-8 bytes that a validation token stands for on average, to give losses as bits per byte."""
         return self.splits["validation"].bytes_per_token
-

@@ -90,7 +90,7 @@ def closed_form_flops_per_token(config: GPT2Config, context: int) -> float:
     """
     _require_text(context)
     C, W = config.n_embd, config.window
-    if W is None or W >= context:
+    if W is None or context <= W:
         pairs = context**2
     else:
         # The first W queries see W keys, every further W, the last filled up, see 2 W.

@@ -8,41 +8,36 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 
 from gpt2_ablate.machine import autocast, current_bytes, peak_bytes, synchronise
 from gpt2_ablate.model import GPT2, GPT2Config, KVCache
 
-WARM_UP, ROUNDS = 2, 7
+WARM_UP, ROUNDS = 2, 11
 DECODED = 32  # tokens
+REFERENCE = "baseline"
 
-Spread = dict[str, float]
+Speed = dict[str, float]
 
 
 def training_speed(
     configs: dict[str, GPT2Config], batch_size: int, precision: str, device: torch.device, tell: Callable[[int, int], None]
-) -> dict[str, Spread]:
-    """Tokens/s of a whole training step (forward, backward, clip, AdamW) of each variant.
-
-    Returns:
-        name -> {"median", "low", "high"}: the median over rounds, and the quartiles.
-    """
+) -> dict[str, Speed]:
+    """Speed of a whole training step (forward, backward, clip, AdamW) of each variant, see `_speeds`."""
     steps = {name: _training_step(config, batch_size, precision, device) for name, config in configs.items()}
     tokens = {name: batch_size * config.block_size for name, config in configs.items()}
-    return {name: _spread(tokens[name] / s for s in seconds) for name, seconds in _take_turns(steps, device, tell).items()}
+    return _speeds(_take_turns(steps, device, tell), tokens)
 
 
-def decoding_speed(
-    configs: dict[str, GPT2Config], device: torch.device, tell: Callable[[int, int], None]
-) -> dict[str, Spread]:
-    """Tokens/s of generating one text with the cache nearly full: prompt of block_size - 32 tokens, 32 more decoded.
+def decoding_speed(configs: dict[str, GPT2Config], device: torch.device, tell: Callable[[int, int], None]) -> dict[str, Speed]:
+    """Speed of generating one text with the cache nearly full: block_size - 32 tokens are read, 32 more generated.
 
-    The prompt is not part of the time. Returned as by `training_speed`.
+    Reading is not part of the time. Returned as `_speeds` says.
     """
     turns = {name: _decoding(config, device) for name, config in configs.items()}
-    return {name: _spread(DECODED / s for s in seconds) for name, seconds in _take_turns(turns, device, tell).items()}
+    return _speeds(_take_turns(turns, device, tell), dict.fromkeys(configs, DECODED))
 
 
 def training_memory(config: GPT2Config, batch_size: int, precision: str, device: torch.device) -> int:
@@ -112,6 +107,19 @@ def _take_turns(
     return seconds
 
 
-def _spread(values: Iterable[float]) -> Spread:
-    low, median, high = statistics.quantiles(values, n=4)
-    return {"median": median, "low": low, "high": high}
+def _speeds(seconds: dict[str, list[float]], tokens: dict[str, int]) -> dict[str, Speed]:
+    """name -> tokens_per_second (median of the rounds) with its quartiles _low and _high; and speed_ratio, the median of the
+    rounds' ratios to the baseline (or else the first variant), with the smallest and the largest as _low and _high: the
+    range of n rounds misses their true median once in 2^(n - 1) times."""
+    reference = REFERENCE if REFERENCE in seconds else next(iter(seconds))
+    base = [tokens[reference] / s for s in seconds[reference]]
+    found = {}
+    for name, own in seconds.items():
+        speeds = [tokens[name] / s for s in own]
+        low, median, high = statistics.quantiles(speeds, n=4)
+        ratios = [speed / other for speed, other in zip(speeds, base, strict=True)]
+        found[name] = {
+            "tokens_per_second": median, "tokens_per_second_low": low, "tokens_per_second_high": high,
+            "speed_ratio": statistics.median(ratios), "speed_ratio_low": min(ratios), "speed_ratio_high": max(ratios),
+        }  # fmt: skip
+    return found

@@ -1,7 +1,8 @@
 """Attention kernels: from queries, keys and values to mixed values, doing no more work than the pattern needs.
 
-Queries are [B, H, T, D], keys and values [B, G, T, D]; query head h reads key/value head h // (H / G). Where H > G, the
-H / G queries of a group are folded into the rows of one product, so that keys and values are never repeated.
+Queries are [B, H, T, D], keys and values [B, G, T, D]; query head h reads key/value head h // (H / G). Under a mask, the
+H / G queries of a group are folded into the rows of one product, so that keys and values are not repeated; without one,
+torch's kernel is told about the groups.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def attend(
     if score_bias is not None:
         where = torch.arange(q.shape[2], device=q.device)
         return attend_cached(q, k, v, where, where, window, score_bias, dropout)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1])
+    grouped = bool(q.shape[1] != k.shape[1])
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, enable_gqa=grouped)
 
 
 def attend_cached(
@@ -59,10 +61,10 @@ def _attend_sliding(q: Tensor, k: Tensor, v: Tensor, window: int, score_bias: Sc
     where = torch.arange(2 * window, device=q.device)
 
     # The first block sees only itself, and all of its past is in the window.
-    first = attend(*(x[:, :, :window] for x in (q, k, v)), None, score_bias, dropout)
+    first = attend(q[:, :, :window], k[:, :, :window], v[:, :, :window], None, score_bias, dropout)
 
     # All others see themselves and the block before, through one band mask [W, 2W] that they share.
-    def blocks(x: Tensor, n: int) -> Tensor:  # [B, heads, T, D] -> [B, T/W - 1, heads, n W, D], a view
+    def blocks(x: Tensor, n: int) -> Tensor:  # [B, heads, T, D] -> [B, T/W - 1, heads, n W, D]
         return x.unfold(2, n * window, window).permute(0, 2, 1, 4, 3)
 
     queries = blocks(q[:, :, window:], 1).flatten(0, 1)
@@ -80,7 +82,7 @@ def _grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: floa
         # [Tq, Tk] serves every head; [H, Tq, Tk] (a bias) has a row for each. Both become [1 or G, H/G Tq, Tk].
         mask = mask.repeat(H // G, 1) if mask.ndim == 2 else mask.unflatten(0, (G, H // G)).flatten(1, 2)
     y = F.scaled_dot_product_attention(q.reshape(B, G, -1, D), k, v, attn_mask=mask, dropout_p=dropout)
-    return y.view(B, H, Tq, D)
+    return y.reshape(B, H, Tq, D)
 
 
 def _mask(q: Tensor, query_positions: Tensor, key_positions: Tensor, window: int | None, score_bias: ScoreBias) -> Tensor:

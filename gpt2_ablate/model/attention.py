@@ -42,7 +42,7 @@ class SelfAttention(nn.Module):
                 cache.append(k, v, where)
         else:
             keys, values, seen = cache.append(k, v, where)
-            y = attend_cached(q, keys, values, where, seen, self.window, positions.score_bias)
+            y = attend_cached(q, keys.type_as(q), values.type_as(q), where, seen, self.window, positions.score_bias)
         return self.output(y.transpose(1, 2).flatten(2))
 
     def project(self, x: Tensor) -> list[Tensor]:

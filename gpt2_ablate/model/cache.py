@@ -80,7 +80,9 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ):
-        capacity = capacity or config.block_size
+        capacity = config.block_size if capacity is None else capacity
+        if capacity < 1:
+            raise UserError(f"KVCache: a capacity of {capacity} holds nothing; give 1 or more")
         rolling = config.window is not None and config.window < capacity
         tokens = config.window if rolling and config.window is not None else capacity
         shape = (batch_size, config.kv_heads, tokens, config.head_dim)

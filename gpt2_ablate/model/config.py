@@ -63,13 +63,15 @@ class GPT2Config:
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise UserError(f"dropout: {self.dropout!r} is not a probability; give a number from 0 up to, not including, 1")
         if self.n_embd % self.n_head:
-            raise UserError(f"n_embd: {self.n_embd} does not divide into n_head = {self.n_head} heads; give a multiple of {self.n_head}")
+            raise UserError(
+                f"n_embd: {self.n_embd} does not divide into n_head = {self.n_head} heads; give a multiple of {self.n_head}"
+            )
         if self.n_head % self.kv_heads:
             divisors = ", ".join(str(g) for g in range(1, self.n_head + 1) if self.n_head % g == 0)
             raise UserError(f"n_kv_head: {self.kv_heads} does not divide n_head = {self.n_head}; give one of {divisors}")
         if self.positions == "rotary" and self.head_dim % 2:
             raise UserError(
-                f"positions: rotary turns pairs of channels, but n_embd / n_head = {self.head_dim} is odd; give an even head width"
+                f"positions: rotary turns pairs of channels, but n_embd / n_head = {self.head_dim} is odd; give an even width"
             )
 
     def _require_count(self, name: str) -> None:

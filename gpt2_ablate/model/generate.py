@@ -10,7 +10,7 @@ from gpt2_ablate.model.cache import KVCache
 from gpt2_ablate.model.gpt2 import GPT2
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(
     model: GPT2,
     input_ids: Tensor,
@@ -29,31 +29,35 @@ def generate(
     Raises:
         UserError: an argument is out of range, or the text would outgrow learned positions.
     """
+    if input_ids.ndim != 2:
+        raise UserError(f"input_ids: the shape {tuple(input_ids.shape)} is not [B, T]; give one row a prompt")
     B, T = input_ids.shape
     if T < 1:
         raise UserError("input_ids: the prompt is empty; give one token at least, <|endoftext|> to start from nothing")
     if max_new_tokens < 0:
         raise UserError(f"max_new_tokens: {max_new_tokens} is negative; give 0 or more")
-    if temperature < 0:
-        raise UserError(f"temperature: {temperature} is negative; give 0 (greedy) or more")
+    if not temperature >= 0:
+        raise UserError(f"temperature: {temperature} is not a temperature; give 0 (greedy) or more")
     if top_k is not None and top_k < 1:
         raise UserError(f"top_k: {top_k} leaves no token to choose; give 1 or more")
     model.positions.reach(T + max_new_tokens)
     if max_new_tokens == 0:
         return input_ids.clone()
 
-    was_training = model.training
-    model.eval()
     weight = model.embedding.weight
     cache = KVCache(model.config, B, T + max_new_tokens, weight.dtype, weight.device)
     text = torch.empty(B, T + max_new_tokens, dtype=input_ids.dtype, device=input_ids.device)
     text[:, :T] = input_ids
     new = input_ids
-    for t in range(T, T + max_new_tokens):
-        logits = model.head(model.hidden(new, cache)[:, -1])
-        new = _choose(logits.float(), temperature, top_k, generator)
-        text[:, t : t + 1] = new
-    model.train(was_training)
+    was_training = model.training
+    model.eval()
+    try:
+        for t in range(T, T + max_new_tokens):
+            logits = model.head(model.hidden(new, cache)[:, -1])
+            new = _choose(logits.float(), temperature, top_k, generator)
+            text[:, t : t + 1] = new
+    finally:
+        model.train(was_training)
     return text
 
 

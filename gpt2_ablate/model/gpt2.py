@@ -38,28 +38,29 @@ class GPT2(nn.Module):
     """A language model: token ids [B, T] -> logits [B, T, V] of the token that follows each.
 
     The head is the transposed token embedding. Weights start as in the released code: N(0, 0.02), the two projections
-    into the residual stream N(0, 0.02 / sqrt(2 n_layer)), biases zero.
+    into the residual stream N(0, 0.02 / sqrt(2 n_layer)), biases zero, norms one. They depend on torch's global seed.
     """
 
     def __init__(self, config: GPT2Config):
         super().__init__()
+        seed = int(torch.randint(2**31, (), device="cpu"))  # before any part draws its own: the same for every variant
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.positions: Positions = find_part("positions", config.positions)(config)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = find_part("norm", config.norm)(config)
-        self.initialise()
+        self.initialise(seed)
 
     @torch.no_grad()
-    def initialise(self) -> None:
+    def initialise(self, seed: int | None = None) -> None:
         """Draw all weights anew.
 
-        Each tensor's numbers depend on torch's global seed and on its own name alone, so that two variants that share
-        a tensor start from the same one: their difference is the modification's, not the draw's.
+        Each tensor's numbers depend on the seed (None: draw one) and on its own name alone, so that two variants that
+        share a tensor start from the same one: their difference is the modification's, not the draw's.
         """
+        seed = int(torch.randint(2**31, (), device="cpu")) if seed is None else seed
         generator = torch.Generator()
-        seed = int(torch.randint(2**31, (), device="cpu"))
         for name, p in self.named_parameters():
             if p.is_meta:
                 continue
@@ -69,8 +70,8 @@ class GPT2(nn.Module):
                 std = 0.02 / math.sqrt(2 * self.config.n_layer) if into_residual else 0.02
                 generator.manual_seed(seed ^ zlib.crc32(name.encode()))
                 p.copy_(torch.empty(p.shape, device="cpu").normal_(0.0, std, generator=generator))
-            elif name.endswith("bias"):
-                p.zero_()
+            else:
+                p.fill_(0.0 if name.endswith("bias") else 1.0)
 
     def hidden(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Token ids [B, T] -> the normalised residual stream [B, T, C] that the head reads.

@@ -23,6 +23,9 @@ class RotaryPositions(Positions):
     1000 a bf16 angle is off by up to 2 radians.
     """
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, config: GPT2Config):
         super().__init__()
         self.head_dim = config.head_dim
@@ -32,8 +35,9 @@ class RotaryPositions(Positions):
         self.register_buffer("sin", sin, persistent=False)
 
     def reach(self, length: int) -> None:
-        if length > len(self.cos):
-            # Past the trained context the angles are known all the same; doubling keeps this rare.
+        # Past the trained context the angles are known all the same; doubling keeps this rare. And model.bfloat16() must
+        # not leave the tables rounded.
+        if length > len(self.cos) or self.cos.dtype != torch.float32:
             cos, sin = _tables(2 * length, self.head_dim)
             self.cos, self.sin = cos.to(self.cos.device), sin.to(self.sin.device)
 

@@ -100,7 +100,9 @@ class Live:
         self._account(row)
         row.state, row.loss, row.step = "finished", loss, row.steps
         if not self.screen:
-            self._print(f"[{n + 1}/{len(self.rows)}] {row.name}, seed {row.seed}: finished, validation loss {loss:.4f}{self._left()}")
+            self._print(
+                f"[{n + 1}/{len(self.rows)}] {row.name}, seed {row.seed}: finished, validation loss {loss:.4f}{self._left()}"
+            )
         self.tick()
 
     def fail(self, n: int, why: str) -> None:
@@ -143,7 +145,9 @@ class Live:
                               ("tokens/s", "right"), ("state", "left")):  # fmt: skip
             table.add_column(name, justify=justify)  # type: ignore[arg-type]
         for row in self.rows:
-            style = {"failed": "red", "running": "bold", "scoring": "bold", "waiting": "dim", "kept": "green"}.get(row.state, "green")
+            style = {"failed": "red", "running": "bold", "scoring": "bold", "waiting": "dim", "kept": "green"}.get(
+                row.state, "green"
+            )
             table.add_row(
                 row.name, str(row.seed), ProgressBar(row.steps, row.step, width=20), f"{row.step}/{row.steps}",
                 "" if row.loss is None else f"{row.loss:.3f}",

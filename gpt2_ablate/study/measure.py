@@ -21,8 +21,8 @@ def speed(configs: dict[str, dict[str, Any]], batch_size: int, tell: Callable[[s
     decoding = decoding_speed(models, device, lambda n, of: tell(f"decoding speed, round {n}/{of}"))
     return {
         name: {
-            **{f"training_tokens_per_second{_suffix(k)}": v for k, v in training[name].items()},
-            **{f"decoding_tokens_per_second{_suffix(k)}": v for k, v in decoding[name].items()},
+            **{f"training_{key}": value for key, value in training[name].items()},
+            **{f"decoding_{key}": value for key, value in decoding[name].items()},
             "matmul_peak_flops_per_second": peak,
         }
         for name in configs
@@ -37,7 +37,3 @@ def memory(config: dict[str, Any], batch_size: int, tell: Callable[[str], None])
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _suffix(kind: str) -> str:
-    return "" if kind == "median" else f"_{kind}"

@@ -34,7 +34,9 @@ def write_text(file: Path, text: str) -> None:
         partial.replace(file)
     except OSError as error:
         partial.unlink(missing_ok=True) if partial.parent.is_dir() else None
-        raise UserError(f"{file}: cannot be written ({error.strerror}); free some space, or give another folder as OUT") from error
+        raise UserError(
+            f"{file}: cannot be written ({error.strerror}); free some space, or give another folder as OUT"
+        ) from error
 
 
 def write_json(file: Path, content: Any) -> None:

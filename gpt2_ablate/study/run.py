@@ -19,11 +19,11 @@ from gpt2_ablate.data.tokenizer import load_tokenizer
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.evaluation import cost
 from gpt2_ablate.evaluation.perplexity import Score, score
+from gpt2_ablate.machine import autocast
 from gpt2_ablate.model import GPT2
 from gpt2_ablate.study.plan import Run
 from gpt2_ablate.study.record import SCHEMA, environment, write_json, write_text
 from gpt2_ablate.training.callbacks import Memory, Perplexity, Progress, Samples, Throughput
-from gpt2_ablate.machine import autocast
 from gpt2_ablate.training.trainer import TrainingCLI, build
 from gpt2_ablate.weights.folder import save_model
 
@@ -140,9 +140,13 @@ def _evaluate(cli: TrainingCLI, limit: int | None) -> tuple[dict[str, Any], dict
             metrics[f"{split}_bits_per_byte"] = result.bits_per_byte(data.splits[split].bytes_per_token)
             if split == "validation":
                 details["loss_by_position"] = _binned(result)
+                # Where most of the past can be missed: what a window or a poor sense of distance costs shows here first.
+                metrics["validation_loss_late"] = float(result.by_position[-(config.block_size // 4) :].mean())
     longest = model.positions.max_length
     if (longest is None or longest >= 2 * config.block_size) and len(data.splits["validation"].ids) > 2 * config.block_size:
-        details["loss_by_position_beyond"] = _binned(rate("validation", 2 * config.block_size))
+        beyond = rate("validation", 2 * config.block_size)
+        details["loss_by_position_beyond"] = _binned(beyond)
+        metrics["validation_loss_beyond"] = float(beyond.by_position[config.block_size :].mean())
 
     metrics |= {f"parameters_{name}": count for name, count in cost.count_parameters(model).items()}
     metrics["forward_flops_per_token"] = cost.forward_flops_per_token(config, config.block_size)

@@ -49,11 +49,14 @@ class Folders:
         return self.reports / "tensorboard" / run.path
 
 
-def carry_out(plan: Plan, out: Path) -> list[Record]:
+def carry_out(plan: Plan, out: Path, neighbours: Plan | None = None) -> list[Record]:
     """Train whatever of the plan is not trained yet, and leave reports/results.json.
 
+    Args:
+        neighbours: runs that are not trained now, but reported along with the others if an earlier call has trained them.
+
     Returns:
-        one record for each run of the plan: finished, or failed with an "error".
+        one record for each run of the plan, finished, or failed with an "error"; and those of the neighbours.
 
     Raises:
         UserError: the corpus or the output folder cannot be used, or another study is at work there.
@@ -72,6 +75,9 @@ def carry_out(plan: Plan, out: Path) -> list[Record]:
             record or _train(plan, folders, n, fingerprint, live)
             for n, (record, fingerprint) in enumerate(zip(records, fingerprints, strict=True))
         ]
+        planned = {run.path for run in plan.runs}
+        around = [run for run in (neighbours.runs if neighbours else []) if run.path not in planned]
+        done += [r for run in around if (r := _kept(folders, run, run.fingerprint(corpus.digest), live)) is not None]
         _add_measurements(plan, folders, done, live)
         write_results(folders.results, done)
     return done

@@ -63,7 +63,7 @@ class LanguageModel(LightningModule):
         input_ids, targets = batch
         hidden = self.model.hidden(input_ids)
         loss = self.model.loss_of_hidden(hidden, targets)
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             # The loss that trains is rounded (see model.loss); the one that people read is worth a second look.
             with torch.no_grad():
                 exact = self.model.loss_of_hidden(hidden, targets)

@@ -15,8 +15,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from gpt2_ablate.data.module import TextData
 from gpt2_ablate.errors import UserError
-from gpt2_ablate.training.module import LanguageModel
 from gpt2_ablate.machine import auto_precision
+from gpt2_ablate.training.module import LanguageModel
 
 
 class TrainingCLI(LightningCLI):

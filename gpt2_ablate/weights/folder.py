@@ -41,7 +41,9 @@ def load_model(folder: Path) -> GPT2:
     weights, config = folder / "model.safetensors", folder / "model.json"
     for file in (config, weights):
         if not file.exists():
-            raise UserError(f"{folder}: there is no {file.name}; give the folder of a finished run, as checkpoints/cpu/rope/seed-0")
+            raise UserError(
+                f"{folder}: there is no {file.name}; give the folder of a finished run, as checkpoints/cpu/rope/seed-0"
+            )
     try:
         fields = json.loads(config.read_text())
         with torch.device("meta"):
@@ -53,7 +55,9 @@ def load_model(folder: Path) -> GPT2:
     for name in sorted(wanted.keys() | tensors.keys()):
         found = tensors[name].shape if name in tensors else None
         if found != wanted.get(name):
-            raise UserError(f"{weights}: {name}: shape {found} where model.json asks for {wanted.get(name)}; the two do not belong together")
+            raise UserError(
+                f"{weights}: {name}: shape {found} where model.json asks for {wanted.get(name)}; the two do not belong together"
+            )
     model = GPT2(model.config)  # buffers are made anew, weights are replaced
     model.load_state_dict(tensors, strict=False)
     return model.eval()

@@ -72,9 +72,7 @@ def test_a_windowed_cache_never_holds_more_than_its_window(n_kv_head, chunks):
     assert cache.length == sum(chunks)
 
 
-@pytest.mark.parametrize(
-    ("window", "capacity", "held"), [(None, None, 32), (None, 50, 50), (6, 50, 6), (6, 4, 4), (50, 50, 50)]
-)
+@pytest.mark.parametrize(("window", "capacity", "held"), [(None, None, 32), (None, 50, 50), (6, 50, 6), (6, 4, 4), (50, 50, 50)])
 @each_kv_heads
 def test_a_cache_is_as_large_as_the_text_or_the_window(window, capacity, held, n_kv_head):
     """2 tensors x L layers x B x G x min(capacity, W) x D x bytes of a number."""

@@ -88,9 +88,7 @@ def assert_same_function(model, oracle, translate, T=32):
 
 
 def test_baseline_is_gpt2():
-    config = transformers.GPT2Config(
-        vocab_size=V, n_positions=32, n_embd=32, n_layer=2, n_head=4, attn_implementation="eager"
-    )
+    config = transformers.GPT2Config(vocab_size=V, n_positions=32, n_embd=32, n_layer=2, n_head=4, attn_implementation="eager")
     assert_same_function(tiny_model(), transformers.GPT2LMHeadModel(config), as_gpt2)
 
 

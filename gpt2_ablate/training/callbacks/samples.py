@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,11 +28,11 @@ class Samples(Callback):
 
     def write(self, pl_module: LightningModule) -> str:
         """The prompt and its continuation: temperature 0.8, the 50 likeliest tokens, always the same draw."""
-        model = pl_module.model
+        model: Any = pl_module.model
         ids = torch.tensor([self.encode(self.prompt)], device=pl_module.device)
-        room = model.config.block_size - ids.shape[1]  # type: ignore[union-attr]
+        room = model.config.block_size - ids.shape[1]
         draw = torch.Generator(pl_module.device).manual_seed(0)
-        text = generate(model, ids, max(0, min(self.max_new_tokens, room)), temperature=0.8, top_k=50, generator=draw)  # type: ignore[arg-type]
+        text = generate(model, ids, max(0, min(self.max_new_tokens, room)), temperature=0.8, top_k=50, generator=draw)
         return self.decode(text[0].tolist())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

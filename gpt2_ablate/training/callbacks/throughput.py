@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from gpt2_ablate.model import GPT2Config
 from gpt2_ablate.machine import matmul_peak, synchronise
+from gpt2_ablate.model import GPT2Config
 
 
 class Throughput(Callback):
@@ -27,6 +27,8 @@ class Throughput(Callback):
     def __init__(self, flops_per_token: Callable[[GPT2Config, int], float]):
         self.flops_per_token = flops_per_token
         self.tokens_per_second = 0.0
+        self.seconds, self.batches, self.tokens = 0.0, 0, 0
+        self.started: float | None = None  # when the clock began to run; None while it stands still
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         config: GPT2Config = pl_module.model.config  # type: ignore[assignment, union-attr]
@@ -63,7 +65,7 @@ class Throughput(Callback):
 
     def _restart(self) -> None:
         self.seconds, self.batches, self.tokens = 0.0, 0, 0
-        self.started: float | None = None
+        self.started = None
 
     def _stop_clock(self, pl_module: LightningModule) -> None:
         if self.started is not None:

@@ -1,0 +1,166 @@
+"""The report's figures. Each function draws one, from records and estimates, into one PNG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from gpt2_ablate.study.statistics import Effect, Estimate, Runs, by_variant, variants
+
+# Okabe and Ito's palette: told apart by colour-blind readers, and in print by the markers.
+COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+MARKERS = "os^Dvp*X"
+
+plt.rcParams.update({
+    "figure.figsize": (7.5, 4.5), "figure.dpi": 130, "figure.constrained_layout.use": True, "font.size": 10,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False,
+})  # fmt: skip
+
+
+def _style(n: int) -> dict[str, Any]:
+    return {"color": COLOURS[n % len(COLOURS)], "marker": MARKERS[n % len(MARKERS)]}
+
+
+def loss_curves(runs: Runs, file: Path) -> bool:
+    """Validation loss over tokens seen, mean of the seeds, one line a variant. False if no run has a curve."""
+    fig, ax = plt.subplots()
+    drawn = False
+    for n, name in enumerate(variants(runs)):
+        curves = [run["curves"]["validation"] for run in runs if run["variant"] == name and run.get("curves")]
+        curves = [curve for curve in curves if len(curve) == len(curves[0])]
+        if not curves or not curves[0]:
+            continue
+        run = next(run for run in runs if run["variant"] == name)
+        points = np.mean(np.array(curves, dtype=float), axis=0)
+        ax.plot(points[:, 0] * _tokens_per_step(run), points[:, 1], label=name, markersize=5, **_style(n))
+        drawn = True
+    ax.set(xlabel="training tokens", ylabel="validation loss (nats per token)")
+    ax.xaxis.set_major_formatter(_thousands)
+    ax.legend(ncols=2)
+    return _save(fig, file, drawn)
+
+
+def _tokens_per_step(run: dict[str, Any]) -> int:
+    config = run.get("config") or {}
+    block_size = config.get("model", {}).get("config", {}).get("block_size", 1)
+    batches = config.get("trainer", {}).get("accumulate_grad_batches", 1)
+    return block_size * config.get("data", {}).get("batch_size", 1) * batches
+
+
+def quality_against_cost(runs: Runs, losses: dict[str, Estimate], file: Path) -> bool:
+    """Validation loss against training compute, training memory and cache, a panel each; lower left is better."""
+    wanted = (
+        ("training_flops_per_token", "training compute (MFLOP per token)", 1e6),
+        ("training_peak_bytes", "peak training memory (MiB)", 2**20),
+        ("kv_bytes_full", "KV cache at full context (KiB)", 2**10),
+    )
+    panels = [(by_variant(runs, metric), label, unit) for metric, label, unit in wanted]
+    panels = [panel for panel in panels if panel[0]]
+    if not panels:
+        return False
+    fig, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 4.2), sharey=True, squeeze=False)
+    for ax, (costs, label, unit) in zip(axes[0], panels, strict=True):
+        for n, name in enumerate(variants(runs)):
+            if name in costs:
+                _point(ax, costs[name] / unit, losses[name], name, n)
+        ax.set(xlabel=label)
+        ax.margins(0.12)
+    axes[0][0].set(ylabel="validation loss (nats per token)")
+    axes[0][-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return _save(fig, file, True)
+
+
+def _point(ax: Axes, x: float, y: Estimate, name: str, n: int) -> None:
+    style = _style(n)
+    ax.plot(x, y.value, label=name, linestyle="", markersize=8, markeredgecolor="black", markeredgewidth=0.5, **style)
+    if y.low is not None and y.high is not None:
+        ax.plot([x, x], [y.low, y.high], color=style["color"], linewidth=1, alpha=0.6)
+
+
+def cost_against_context(runs: Runs, file: Path) -> bool:
+    """Forward FLOPs per token and cache bytes, over the length of the context; variants that cost the same share a line."""
+    tables = {run["variant"]: run["cost_by_context"] for run in runs if run.get("cost_by_context")}
+    if not tables:
+        return False
+    fig, axes = plt.subplots(1, 2, figsize=(9.5, 4.2))
+    columns: tuple[tuple[Axes, str, str, Callable[[dict], float]], ...] = (
+        (axes[0], "forward compute", "MFLOP per token", lambda row: row["forward_flops_per_token"] / 1e6),
+        (axes[1], "KV cache", "MiB", lambda row: row["kv_bytes"] / 2**20),
+    )
+    for ax, title, unit, value in columns:
+        lines: dict[tuple, list[str]] = {}
+        for name in variants(runs):
+            if name in tables:
+                lines.setdefault(tuple((row["context"], value(row)) for row in tables[name]), []).append(name)
+        for points, names in lines.items():
+            style = _style(variants(runs).index(names[0]))
+            ax.plot(*zip(*points, strict=True), label=", ".join(names), markersize=5, **style)
+        ax.set(xlabel="context (tokens)", ylabel=unit, title=title)
+        ax.set_xscale("log", base=2)
+        ax.set_yscale("log")
+        ax.xaxis.set_major_formatter(_thousands)
+        ax.legend(fontsize=8)
+    return _save(fig, file, True)
+
+
+def effects_with_intervals(found: list[Effect], file: Path) -> bool:
+    """Each main effect and interaction with its interval; what touches the line at zero is not claimed."""
+    if not found:
+        return False
+    fig, ax = plt.subplots(figsize=(7.5, 0.5 * len(found) + 1.4))
+    for n, effect in enumerate(reversed(found)):
+        e = effect.estimate
+        colour = COLOURS[5] if e.is_clear else "grey"
+        if e.low is not None and e.high is not None:
+            ax.plot([e.low, e.high], [n, n], color=colour, linewidth=2)
+        ax.plot(e.value, n, "o", color=colour)
+    ax.axvline(0, color="black", linewidth=1)
+    ax.set_yticks(range(len(found)), [effect.name for effect in reversed(found)])
+    ax.set(xlabel="change of validation loss (nats per token); left is better")
+    return _save(fig, file, True)
+
+
+def loss_by_position(runs: Runs, file: Path) -> bool:
+    """Loss over the place in the context, one line a variant, on past the trained length where a variant can go there."""
+    fig, ax = plt.subplots()
+    drawn = False
+    for n, name in enumerate(variants(runs)):
+        own = [run for run in runs if run["variant"] == name]
+        for key, dashes in (("loss_by_position", "-"), ("loss_by_position_beyond", ":")):
+            tables = [run[key] for run in own if run.get(key)]
+            if tables:
+                middle = [(row["from"] + row["to"]) / 2 for row in tables[0]]
+                losses = np.mean([[row["loss"] for row in table] for table in tables], axis=0)
+                label = name if dashes == "-" else None
+                ax.plot(middle, losses, dashes, color=COLOURS[n % len(COLOURS)], label=label)
+                drawn = True
+    block_size = ((runs[0].get("config") or {}).get("model", {}).get("config", {}) if runs else {}).get("block_size")
+    if block_size:
+        ax.axvline(block_size, color="black", linewidth=0.8)
+    ax.set(xlabel="place in the context (tokens); dotted: windows of twice the trained length", ylabel="loss (nats per token)")
+    ax.legend(ncols=2)
+    return _save(fig, file, drawn)
+
+
+def _thousands(value: float, _: object = None) -> str:
+    return f"{value / 1000:g}k" if value >= 1000 and math.isfinite(value) else f"{value:g}"
+
+
+def _save(fig, file: Path, drawn: bool) -> bool:
+    if drawn:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f".{file.name}.partial")
+        fig.savefig(partial, format="png")
+        partial.replace(file)
+    plt.close(fig)
+    return drawn

@@ -1,0 +1,191 @@
+"""From the losses of single runs to differences and effects with intervals.
+
+Runs with the same seed share their batches and, where shapes allow, their first weights, so the seed is a block:
+loss = variant + seed + what is left. What is left, pooled over all variants, is the noise that intervals are made from
+(Montgomery, Design and Analysis of Experiments, chapters 4 and 6).
+
+A table of several intervals is right as a whole with 95 % confidence (Bonferroni): each one is as much wider as the table is
+longer. So where nothing differs, all of the study's comparisons of one table stay silent in 95 of 100 studies.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import statsmodels.api as sm
+
+CONFIDENCE = 0.95
+BASELINE = "baseline"
+CLASSIC_FACTORS = ("rope", "gqa", "swa")
+RESOLUTION = 1e-9  # nats: below this, floating point and not a seed makes the difference
+
+Runs = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its interval; without an interval nothing is claimed about it.
+
+    Attributes:
+        value, low, high: in the unit of the metric; low and high are None where the runs cannot tell how sure they are.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether there is an interval, and zero is not in it."""
+        return self.low is not None and self.high is not None and not self.low <= 0.0 <= self.high
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a set of changes does together, beyond what its parts do.
+
+    Attributes:
+        factors: one for a main effect, two or more for an interaction.
+        estimate: of a main effect, mean loss with the change minus mean loss without it; of an interaction, how much the
+            effect of one change differs with the other from what it is without.
+    """
+
+    factors: tuple[str, ...]
+    estimate: Estimate
+
+    @property
+    def name(self) -> str:
+        return " x ".join(self.factors)
+
+
+def finished(runs: Runs, metric: str = "validation_loss") -> list[dict[str, Any]]:
+    """The runs that have a result."""
+    return [run for run in runs if run["status"] == "finished" and isinstance(run["metrics"].get(metric), int | float)]
+
+
+def variants(runs: Runs) -> list[str]:
+    """Names of the variants in the order of the report: the baseline, then as their YAML says, then as they come."""
+    order: dict[str, tuple] = {}
+    for n, run in enumerate(runs):
+        order.setdefault(run["variant"], (run["variant"] != BASELINE, run.get("order", 1000), n))
+    return sorted(order, key=lambda name: order[name])
+
+
+def factors_of(runs: Runs) -> dict[str, tuple[str, ...]]:
+    """variant -> the changes it is made of; from its name where the record does not say."""
+    singles = {run["variant"] for run in runs if "-" not in run["variant"]} | set(CLASSIC_FACTORS)
+    found: dict[str, tuple[str, ...]] = {}
+    for run in runs:
+        name = run["variant"]
+        pieces = tuple(name.split("-"))
+        guess = () if name == BASELINE else pieces if set(pieces) <= singles else (name,)
+        found[name] = tuple(run["factors"]) if run.get("factors") is not None else guess
+    return found
+
+
+def means(runs: Runs, metric: str = "validation_loss") -> dict[str, Estimate]:
+    """Mean of each variant over its seeds, each with a 95 % interval of its own for how other seeds would vary."""
+    names = variants(runs)
+    fit = _fit(runs, names, metric, with_seeds=False)
+    return {name: _contrast(fit, np.eye(len(names))[n], comparisons=1) for n, name in enumerate(names)}
+
+
+def differences(runs: Runs, metric: str = "validation_loss", reference: str = BASELINE) -> dict[str, Estimate]:
+    """Each variant's mean minus that of the reference variant, intervals simultaneous over all of them."""
+    names = variants(runs)
+    if reference not in names:
+        return {}
+    fit = _fit(runs, names, metric)
+    unit = np.eye(len(names))
+    others = [name for name in names if name != reference]
+    return {name: _contrast(fit, unit[names.index(name)] - unit[names.index(reference)], len(others)) for name in others}
+
+
+def beyond_parts(runs: Runs, metric: str = "validation_loss", reference: str = BASELINE) -> dict[str, Estimate]:
+    """How far each combination is from what its changes, made one at a time, add up to; intervals simultaneous.
+
+    Zero means that the changes do not get in each other's way; below zero they help each other.
+    """
+    names, of = variants(runs), factors_of(runs)
+    single = {of[name][0]: name for name in names if len(of[name]) == 1}
+    combined = [name for name in names if len(of[name]) > 1 and all(factor in single for factor in of[name])]
+    if reference not in names:
+        return {}
+    fit = _fit(runs, names, metric)
+    unit = dict(zip(names, np.eye(len(names)), strict=True))
+    found = {}
+    for name in combined:
+        parts = sum(unit[single[factor]] - unit[reference] for factor in of[name])
+        found[name] = _contrast(fit, unit[name] - unit[reference] - parts, len(combined))
+    return found
+
+
+def effects(runs: Runs, metric: str = "validation_loss") -> list[Effect]:
+    """Main effects and interactions of the largest complete factorial among the runs, intervals simultaneous."""
+    names, of = variants(runs), factors_of(runs)
+    factors = complete_factorial(runs)
+    cells = {frozenset(of[name]): n for n, name in enumerate(names)}
+    fit = _fit(runs, names, metric)
+    found = []
+    sets = [chosen for k in range(1, len(factors) + 1) for chosen in itertools.combinations(factors, k)]
+    for chosen in sets:
+        weights = np.zeros(len(names))
+        for k in range(len(factors) + 1):
+            for present in itertools.combinations(factors, k):
+                # +1 or -1 for each factor of the effect, averaged over all levels of the others.
+                sign = (-1) ** sum(factor not in present for factor in chosen)
+                weights[cells[frozenset(present)]] = sign / 2 ** (len(factors) - len(chosen))
+        found.append(Effect(chosen, _contrast(fit, weights, len(sets))))
+    return found
+
+
+def complete_factorial(runs: Runs) -> tuple[str, ...]:
+    """The largest set of changes of which every combination has a finished run."""
+    of = factors_of(runs)
+    cells = {frozenset(factors) for factors in of.values()}
+    known = list(dict.fromkeys(factor for name in variants(runs) for factor in of[name]))
+    for k in range(len(known), 0, -1):
+        for chosen in itertools.combinations(known, k):
+            if all(frozenset(s) in cells for n in range(k + 1) for s in itertools.combinations(chosen, n)):
+                return chosen
+    return ()
+
+
+def noise(runs: Runs, metric: str = "validation_loss") -> tuple[float, int] | None:
+    """Standard deviation of what variant and seed leave unexplained, and its degrees of freedom; None without any."""
+    fit = _fit(runs, variants(runs), metric)
+    return (float(np.sqrt(fit.scale)), int(fit.df_resid)) if fit.df_resid > 0 else None
+
+
+def _fit(runs: Runs, names: list[str], metric: str, with_seeds: bool = True):
+    """Least squares of the metric on variant, and seed."""
+    seeds = sorted({run["seed"] for run in runs})
+    columns = [[float(run["variant"] == name) for run in runs] for name in names]
+    if with_seeds:
+        # Sum-to-zero coding: a variant's coefficient is its mean over all seeds of the study.
+        columns += [[float(run["seed"] == s) - float(run["seed"] == seeds[-1]) for run in runs] for s in seeds[:-1]]
+    return sm.OLS(np.array([run["metrics"][metric] for run in runs]), np.array(columns).T).fit()
+
+
+def _contrast(fit, weights: np.ndarray, comparisons: int) -> Estimate:
+    """A weighted sum of the variants' coefficients, its interval one of `comparisons`."""
+    padded = np.concatenate((weights, np.zeros(len(fit.params) - len(weights))))
+    value = float(padded @ fit.params)
+    if fit.df_resid < 1:
+        return Estimate(value)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low, high = fit.t_test(padded).conf_int(alpha=(1 - CONFIDENCE) / comparisons)[0]
+    return Estimate(value, min(float(low), value - RESOLUTION), max(float(high), value + RESOLUTION))
+
+
+def by_variant(runs: Iterable[dict[str, Any]], metric: str) -> dict[str, float]:
+    """Mean of a metric over the seeds of each variant that has it."""
+    values: dict[str, list[float]] = {}
+    for run in runs:
+        if isinstance(value := run["metrics"].get(metric), int | float):
+            values.setdefault(run["variant"], []).append(value)
+    return {name: float(np.mean(v)) for name, v in values.items()}
