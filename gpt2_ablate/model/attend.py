@@ -31,8 +31,7 @@ def attend(
     if score_bias is not None:
         where = torch.arange(q.shape[2], device=q.device)
         return attend_cached(q, k, v, where, where, window, score_bias, dropout)
-    grouped = bool(q.shape[1] != k.shape[1])
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, enable_gqa=grouped)
+    return _unmasked(q, k, v, dropout, is_causal=True)
 
 
 def attend_cached(
@@ -45,9 +44,9 @@ def attend_cached(
     definition of the pattern that the faster kernels are tested against.
     """
     if q.shape[2] == 1 and score_bias is None:
-        # One new token sees all that the cache holds: nothing to mask, and its H rows read each group's keys once.
-        return _grouped(q, k, v, None, dropout)
-    return _grouped(q, k, v, _mask(q, query_positions, key_positions, window, score_bias), dropout)
+        # One new token sees all that the cache holds: nothing to mask.
+        return _unmasked(q, k, v, dropout, is_causal=False)
+    return _masked(q, k, v, _mask(q, query_positions, key_positions, window, score_bias), dropout)
 
 
 def _attend_sliding(q: Tensor, k: Tensor, v: Tensor, window: int, score_bias: ScoreBias, dropout: float) -> Tensor:
@@ -69,18 +68,23 @@ def _attend_sliding(q: Tensor, k: Tensor, v: Tensor, window: int, score_bias: Sc
 
     queries = blocks(q[:, :, window:], 1).flatten(0, 1)
     keys, values = (blocks(x, 2).flatten(0, 1) for x in (k, v))
-    rest = _grouped(queries, keys, values, _mask(queries, where[window:], where, window, score_bias), dropout)
+    rest = _masked(queries, keys, values, _mask(queries, where[window:], where, window, score_bias), dropout)
     rest = rest.unflatten(0, (B, -1)).transpose(1, 2).flatten(2, 3)
     return torch.cat((first, rest), dim=2)[:, :, :T]
 
 
-def _grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+def _unmasked(q: Tensor, k: Tensor, v: Tensor, dropout: float, is_causal: bool) -> Tensor:
+    """SDPA without a mask: torch's kernels know groups, and on a CPU share one row of many heads among the cores."""
+    grouped = bool(q.shape[1] != k.shape[1])
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=is_causal, enable_gqa=grouped)
+
+
+def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
     """SDPA with the H / G queries of each group as rows of one product: [B, H, Tq, D] seen as [B, G, H/G Tq, D]."""
     B, H, Tq, D = q.shape
     G = k.shape[1]
-    if mask is not None:
-        # [Tq, Tk] serves every head; [H, Tq, Tk] (a bias) has a row for each. Both become [1 or G, H/G Tq, Tk].
-        mask = mask.repeat(H // G, 1) if mask.ndim == 2 else mask.unflatten(0, (G, H // G)).flatten(1, 2)
+    # [Tq, Tk] serves every head; [H, Tq, Tk] (a bias) has a row for each. Both become [1 or G, H/G Tq, Tk].
+    mask = mask.repeat(H // G, 1) if mask.ndim == 2 else mask.unflatten(0, (G, H // G)).flatten(1, 2)
     y = F.scaled_dot_product_attention(q.reshape(B, G, -1, D), k, v, attn_mask=mask, dropout_p=dropout)
     return y.reshape(B, H, Tq, D)
 

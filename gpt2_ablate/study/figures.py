@@ -15,10 +15,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from gpt2_ablate.study.statistics import Effect, Estimate, Runs, by_variant, variants
+from gpt2_ablate.study.statistics import BASELINE, Effect, Estimate, Runs, by_variant, variants
 
-# Okabe and Ito's palette: told apart by colour-blind readers, and in print by the markers.
-COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+# Okabe and Ito's palette, told apart by colour-blind readers (its yellow, lost on white, is a brown here).
+COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#8C6D31", "#0072B2", "#D55E00", "#CC79A7")
 MARKERS = "os^Dvp*X"
 
 plt.rcParams.update({
@@ -107,8 +107,9 @@ def cost_against_context(runs: Runs, file: Path) -> bool:
             ax.plot(*zip(*points, strict=True), label=", ".join(names), markersize=5, **style)
         ax.set(xlabel="context (tokens)", ylabel=unit, title=title)
         ax.set_xscale("log", base=2)
-        ax.set_yscale("log")
-        ax.xaxis.set_major_formatter(_thousands)
+        ax.set_xticks([row["context"] for row in next(iter(tables.values()))])
+        ax.xaxis.set_major_formatter(_binary_thousands)
+        ax.set_ylim(bottom=0)
         ax.legend(fontsize=8)
     return _save(fig, file, True)
 
@@ -131,29 +132,47 @@ def effects_with_intervals(found: list[Effect], file: Path) -> bool:
 
 
 def loss_by_position(runs: Runs, file: Path) -> bool:
-    """Loss over the place in the context, one line a variant, on past the trained length where a variant can go there."""
-    fig, ax = plt.subplots()
-    drawn = False
+    """Loss over the place in the context, on past the trained length where a variant can go there; and beside it the
+    difference to the baseline, which does not show how hard the text happens to be at each place."""
+    places, losses = _mean_by_position(runs, "loss_by_position")
+    beyond_places, beyond = _mean_by_position(runs, "loss_by_position_beyond")
+    if not losses:
+        return False
+    fig, axes = plt.subplots(1, 2, figsize=(10.5, 4.2))
     for n, name in enumerate(variants(runs)):
-        own = [run for run in runs if run["variant"] == name]
-        for key, dashes in (("loss_by_position", "-"), ("loss_by_position_beyond", ":")):
-            tables = [run[key] for run in own if run.get(key)]
-            if tables:
-                middle = [(row["from"] + row["to"]) / 2 for row in tables[0]]
-                losses = np.mean([[row["loss"] for row in table] for table in tables], axis=0)
-                label = name if dashes == "-" else None
-                ax.plot(middle, losses, dashes, color=COLOURS[n % len(COLOURS)], label=label)
-                drawn = True
-    block_size = ((runs[0].get("config") or {}).get("model", {}).get("config", {}) if runs else {}).get("block_size")
-    if block_size:
-        ax.axvline(block_size, color="black", linewidth=0.8)
-    ax.set(xlabel="place in the context (tokens); dotted: windows of twice the trained length", ylabel="loss (nats per token)")
-    ax.legend(ncols=2)
-    return _save(fig, file, drawn)
+        colour = COLOURS[n % len(COLOURS)]
+        if name in losses:
+            axes[0].plot(places, losses[name], color=colour, label=name)
+        if name in beyond:
+            axes[0].plot(beyond_places, beyond[name], ":", color=colour)
+        if name in losses and BASELINE in losses:
+            axes[1].plot(places, losses[name] - losses[BASELINE], color=colour)
+    axes[0].axvline(places[-1] + places[0], color="black", linewidth=0.8)
+    axes[0].set(xlabel="place in the context (tokens)", ylabel="loss (nats per token)")
+    axes[1].set(xlabel="place in the context (tokens)", ylabel="difference to the baseline (nats)")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+    return _save(fig, file, True)
+
+
+def _mean_by_position(runs: Runs, key: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Middles of the stretches of the context, and variant -> mean loss over its seeds in each."""
+    tables: dict[str, list] = {}
+    for run in runs:
+        if run.get(key):
+            tables.setdefault(run["variant"], []).append(run[key])
+    if not tables:
+        return np.empty(0), {}
+    first = next(iter(tables.values()))[0]
+    middles = np.array([(row["from"] + row["to"]) / 2 for row in first])
+    return middles, {name: np.mean([[row["loss"] for row in t] for t in own], axis=0) for name, own in tables.items()}
 
 
 def _thousands(value: float, _: object = None) -> str:
     return f"{value / 1000:g}k" if value >= 1000 and math.isfinite(value) else f"{value:g}"
+
+
+def _binary_thousands(value: float, _: object = None) -> str:
+    return f"{value / 1024:g}k" if value >= 1024 else f"{value:g}"
 
 
 def _save(fig, file: Path, drawn: bool) -> bool:

@@ -47,16 +47,9 @@ def _three(value: float) -> str:
 
 
 def percent_change(value: float, reference: float) -> str:
-    """How much more or less than the reference, or that it is the same."""
+    """How far from the reference, or that it is the same."""
     change = 100 * (value - reference) / reference
-    if abs(change) < 0.05:
-        return "unchanged"
-    return f"{abs(change):.1f} % {'more' if change > 0 else 'less'}"
-
-
-def times(value: float) -> str:
-    """How many times less, for large savings."""
-    return f"{value:.1f} times"
+    return "unchanged" if abs(change) < 0.05 else f"{signed(change, 1)} %"
 
 
 def verdict(estimate: Estimate, subject: str, where: str = "the validation loss") -> str:

@@ -203,9 +203,9 @@ def _savings(study: Study) -> list[str]:
         ):  # fmt: skip
             value, reference = study.value(name, metric), study.value(BASELINE, metric)
             if value is not None and reference and abs(value - reference) / reference > 0.0005:
-                parts.append(f"{percent_change(value, reference)} {what}")
+                parts.append(f"{what} {percent_change(value, reference)}")
         if parts:
-            sentences.append(f"Against the baseline, {name} has {listing(parts)}.")
+            sentences.append(f"Cost of {name} against the baseline: {listing(parts)}.")
     return sentences
 
 
@@ -333,11 +333,10 @@ def _effects(study: Study, figures: set[str]) -> str:
 
 
 def _quality(study: Study, figures: set[str]) -> str:
-    return _paragraphs(
-        "## Quality against cost" if figures & {"quality_against_cost", "loss_by_position"} else "",
-        _figure("quality_against_cost", "Loss against cost; lower left is better. Bars are 95 % intervals of the mean.", figures),
-        _figure("loss_by_position", "Loss over the place in the context. The line marks the trained length.", figures),
-    )  # fmt: skip
+    against_cost = "Loss against cost; lower left is better. Bars are 95 % intervals of the mean."
+    by_position = "Loss over the place in the context. The line marks the trained length; dotted are windows of twice that."
+    drawn = [_figure("quality_against_cost", against_cost, figures), _figure("loss_by_position", by_position, figures)]
+    return _paragraphs("## Quality against cost", *drawn) if any(drawn) else ""
 
 
 def _cost(study: Study, figures: set[str]) -> str:
@@ -375,18 +374,20 @@ def _changes(study: Study, figures: set[str]) -> str:
 
 
 def _change(study: Study, name: str) -> str:
-    paper = study.text(name, "paper")
+    paper, title = study.text(name, "paper"), study.title(name)
+    quality = verdict(study.differences[name], "It") + _parts_sentence(study, name) + _late_sentence(study, name)
+    points = {
+        "Size and compute": _size_and_compute(study, name),
+        "Speed": _speed(study, name),
+        "Quality": quality,
+        "Challenges": " ".join(filter(None, [*_challenges(study, name), study.text(name, "challenges")])),
+        "Worth it?": " ".join(filter(None, [_trade(study, name), study.text(name, "worth")])),
+    }
     return _paragraphs(
-        f"### {study.title(name)}" + (f" (`{name}`)" if study.title(name) != name else ""),
+        f"### {title}" + (f" (`{name}`)" if title != name else ""),
         study.text(name, "idea") + (f" ({paper}.)" if paper else ""),
-        _bullets([
-            _size_and_compute(study, name),
-            _speed(study, name),
-            "**Quality.** " + verdict(study.differences[name], "It") + _parts_sentence(study, name) + _late_sentence(study, name),
-            "**Challenges.** " + " ".join([*_challenges(study, name), study.text(name, "challenges")]).strip(),
-            "**Worth it?** " + " ".join(filter(None, (_trade(study, name), study.text(name, "worth")))),
-        ]),
-    )  # fmt: skip
+        _bullets(f"**{point}{'' if point.endswith('?') else '.'}** {text}" for point, text in points.items() if text),
+    )
 
 
 def _size_and_compute(study: Study, name: str) -> str:
@@ -402,7 +403,7 @@ def _size_and_compute(study: Study, name: str) -> str:
         value, reference = study.value(name, metric), study.value(BASELINE, metric)
         if value is not None and reference:
             phrases.append(f"{form(value)} {what} ({percent_change(value, reference)})")
-    return f"**Size and compute.** {listing(phrases)}, against the baseline." if phrases else ""
+    return f"{listing(phrases)}, against the baseline." if phrases else ""
 
 
 def _speed(study: Study, name: str) -> str:
@@ -419,7 +420,7 @@ def _speed(study: Study, name: str) -> str:
             sentences.append(f"It {verb} slower than the baseline: {measured}.")
         else:
             sentences.append(f"That it {verb} faster or slower than the baseline is not clear: {measured}.")
-    return "**Speed.** " + " ".join(sentences) if sentences else ""
+    return " ".join(sentences)
 
 
 def _parts_sentence(study: Study, name: str) -> str:
@@ -521,19 +522,30 @@ def _stock(config: dict[str, Any]) -> str:
 def _trade(study: Study, name: str) -> str:
     """Quality against savings, in one sentence."""
     difference = study.differences[name]
-    savings = []
-    for metric, what in (("kv_bytes_full", "cache"), ("training_flops_per_token", "training compute")):
-        value, reference = study.value(name, metric), study.value(BASELINE, metric)
-        if value is not None and reference and value < 0.9995 * reference:
-            savings.append(f"{100 * (1 - value / reference):.1f} % of the {what}")
-    saved = f"it saves {listing(savings)}" if savings else "it saves neither cache nor compute"
+    saved = _saved(study, name)
+    if saved is None:
+        return ""
     if difference.low is None:
         return f"Here {saved}; whether quality pays for it these runs cannot tell."
     if not difference.is_clear:
-        return f"Here {saved} at no clear price in quality."
+        return f"Here {saved}, and what it does to quality is not clear."
     if difference.value < 0:
-        return f"Here {saved} and predicts better: nothing in this study speaks against it."
-    return f"Here {saved} at a price of {difference.value:.3f} nats."
+        return f"Here {saved}, and predicts better: nothing in this study speaks against it."
+    return f"Here {saved}, at a price of {difference.value:.3f} nats."
+
+
+def _saved(study: Study, name: str) -> str | None:
+    """What it saves of the baseline's cache and compute; None where the records do not say."""
+    savings, known = [], False
+    for metric, what in (("kv_bytes_full", "cache"), ("training_flops_per_token", "training compute")):
+        value, reference = study.value(name, metric), study.value(BASELINE, metric)
+        if value is not None and reference:
+            known = True
+            if value < 0.9995 * reference:
+                savings.append(f"{100 * (1 - value / reference):.1f} % of the {what}")
+    if not known:
+        return None
+    return f"it saves {listing(savings)}" if savings else "it saves neither cache nor compute"
 
 
 def _samples(study: Study, figures: set[str]) -> str:

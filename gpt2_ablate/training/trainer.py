@@ -90,3 +90,4 @@ def quieten_lightning() -> None:
     # A small batch is loaded in well under a millisecond; worker processes would cost more than they save.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")

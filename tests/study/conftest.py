@@ -1,0 +1,18 @@
+"""One cache of token ids for this room, apart from the user's, and the study that many tests look at."""
+
+import pytest
+
+from .tiny import trained_study
+
+
+@pytest.fixture(scope="package", autouse=True)
+def own_cache(tmp_path_factory):
+    """Also for the processes that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    return trained_study(tmp_path_factory)
