@@ -46,7 +46,8 @@ def loss_curves(runs: Runs, file: Path) -> bool:
         drawn = True
     ax.set(xlabel="training tokens", ylabel="validation loss (nats per token)")
     ax.xaxis.set_major_formatter(_thousands)
-    ax.legend(ncols=2)
+    if drawn:
+        ax.legend(ncols=2)
     return _save(fig, file, drawn)
 
 

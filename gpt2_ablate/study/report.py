@@ -163,8 +163,11 @@ def _best(study: Study) -> list[str]:
             f"difference of {signed(difference.value)} to the baseline "
             + ("comes without an interval." if difference.low is None else f"has the interval {interval(difference)}.")
         ]
+    rivals = statistics.differences(study.runs, reference=best)
+    close = [name for name in study.names if name not in (best, BASELINE) and not rivals[name].is_clear]
     return [
-        f"**{best} predicts best**: {loss}, {abs(difference.value):.3f} below the baseline (interval {interval(difference)})."
+        f"**{best} has the lowest validation loss**: {loss}, {abs(difference.value):.3f} below the baseline (interval "
+        f"{interval(difference)})." + (f" {listing(close)} cannot be told from it." if close else "")
     ]
 
 
@@ -629,17 +632,20 @@ def print_summary(records: list[Record], file: Path) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
+    console.width = max(console.width, 96)  # a line that wraps in a narrow terminal still says more than one cut off
     study = Study(records)
     if study.runs:
-        # A terminal is narrower than a page: the columns that one looks for first.
         head, rows = main_rows(study)
-        wanted = [0, 1, 2, 4, 6, 7, 8, 10]
-        short = ["variant", "param.", "FLOPs/tok", "KV cache", "tok/s", "val. loss", "ppl", "to baseline"]
+        short = {
+            "variant": "variant", "training FLOPs/token": "FLOPs/tok", "KV cache, full context": "KV cache",
+            "training tokens/s": "tok/s", "validation loss": "val. loss", "perplexity": "ppl",
+            "difference to baseline": "to baseline",
+        }  # fmt: skip
         view = Table(box=None, padding=(0, 1, 0, 0))
-        for title in short:
+        for title in short.values():
             view.add_column(title, justify="left" if title == "variant" else "right", no_wrap=True)
         for row in rows:
-            view.add_row(*(row[n] for n in wanted))
+            view.add_row(*(row[head.index(title)] for title in short))
         console.print(view)
     for record in study.others:
         console.print(f"{record['variant']} seed {record['seed']}: {record['status']} {record.get('error', '')}", style="red")

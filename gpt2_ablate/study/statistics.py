@@ -88,10 +88,20 @@ def factors_of(runs: Runs) -> dict[str, tuple[str, ...]]:
 
 
 def means(runs: Runs, metric: str = "validation_loss") -> dict[str, Estimate]:
-    """Mean of each variant over its seeds, each with a 95 % interval of its own for how other seeds would vary."""
+    """Mean of each variant over all seeds of the study, each with a 95 % interval of its own for how other seeds would vary.
+
+    Where a variant misses a seed, its mean is what it would be with it, judging by the others.
+    """
     names = variants(runs)
-    fit = _fit(runs, names, metric, with_seeds=False)
-    return {name: _contrast(fit, np.eye(len(names))[n], comparisons=1) for n, name in enumerate(names)}
+    blocked, plain = _fit(runs, names, metric), _fit(runs, names, metric, with_seeds=False)
+    found = {}
+    for n, name in enumerate(names):
+        mean, spread = _contrast(blocked, np.eye(len(names))[n], 1), _contrast(plain, np.eye(len(names))[n], 1)
+        if spread.low is None or spread.high is None:
+            found[name] = Estimate(mean.value)
+        else:
+            found[name] = Estimate(mean.value, mean.value + spread.low - spread.value, mean.value + spread.high - spread.value)
+    return found
 
 
 def differences(runs: Runs, metric: str = "validation_loss", reference: str = BASELINE) -> dict[str, Estimate]:

@@ -2,14 +2,13 @@
 
 import pytest
 
-from .tiny import trained_study
+from .tiny import cache_home, trained_study
 
 
 @pytest.fixture(scope="package", autouse=True)
-def own_cache(tmp_path_factory):
-    """Also for the processes that tests start."""
+def own_cache():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", cache_home())
         yield
 
 

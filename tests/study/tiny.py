@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import itertools
@@ -13,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -90,11 +92,20 @@ def make_checkout(folder):
 # -------------------------------------------------------------------------------------------------------- processes
 
 
+@functools.cache
+def cache_home():
+    """A cache folder for these tests, apart from the user's."""
+    folder = tempfile.mkdtemp(prefix="gpt2-ablate-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def start(folder, *arguments):
     """The console script in a process group of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "gpt2_ablate.cli", *map(str, arguments)],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        cwd=folder, env={**os.environ, "XDG_CACHE_HOME": cache_home()}, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
 

@@ -1,0 +1,283 @@
+"""From YAML to runs: all variants under equal conditions, and what cannot be meant refused in one line."""
+
+import shutil
+
+import pytest
+import yaml
+
+from gpt2_ablate.errors import UserError
+from gpt2_ablate.study.plan import load_plan
+
+from .tiny import REPOSITORY, VARIANTS, preset, refusal, write_variant
+
+
+@pytest.fixture
+def experiments(tmp_path):
+    """A copy of the shipped experiments, and a tiny preset among them."""
+    folder = tmp_path / "experiments"
+    shutil.copytree(REPOSITORY / "experiments", folder)
+    (folder / "presets" / "tiny.yaml").write_text(yaml.safe_dump(preset()))
+    return folder
+
+
+def plan(experiments, *variants, seeds=()):
+    return load_plan("tiny", variants, seeds, experiments)
+
+
+def fingerprints(experiments, corpus="a corpus"):
+    return {run.name: run.fingerprint(corpus) for run in plan(experiments).runs}
+
+
+def edit(file, change):
+    content = yaml.safe_load(file.read_text())
+    change(content)
+    file.write_text(yaml.safe_dump(content))
+
+
+def concerned(experiments, file, change):
+    """Variants whose fingerprint a change to a YAML changes."""
+    before = fingerprints(experiments)
+    edit(experiments / file, change)
+    after = fingerprints(experiments)
+    return {name.partition(" ")[0] for name in before if before[name] != after[name]}
+
+
+class TestRuns:
+    def test_all_combinations_times_all_seeds(self, experiments):
+        runs = plan(experiments).runs
+        assert {(run.variant, run.seed) for run in runs} == {(name, seed) for name in VARIANTS for seed in (0, 1)}
+        assert len(runs) == 16
+        assert {run.variant: run.factors for run in runs} == VARIANTS
+
+    def test_the_baseline_comes_first_and_seeds_one_after_the_other(self, experiments):
+        runs = plan(experiments).runs
+        assert [run.seed for run in runs] == 8 * [0] + 8 * [1]
+        for seed in (0, 1):
+            names = [run.variant for run in runs if run.seed == seed]
+            assert names[:4] == ["baseline", "rope", "gqa", "swa"] and names[-1] == "rope-gqa-swa"
+
+    def test_variants_differ_in_the_model_and_in_nothing_else(self, experiments):
+        runs = plan(experiments).runs
+        for run in runs:
+            assert run.config["data"] == preset()["data"] and run.config["trainer"] == preset()["trainer"]
+            assert run.config["seed_everything"] == run.seed
+            optimizer = {k: v for k, v in run.config["model"].items() if k != "config"}
+            assert optimizer == {"learning_rate": 2e-3, "warmup_steps": 2}
+            sizes = {k: run.config["model"]["config"][k] for k in preset()["model"]["config"]}
+            assert sizes == preset()["model"]["config"]
+
+    def test_each_change_is_what_its_name_says(self, experiments):
+        for run in plan(experiments).runs:
+            model = run.config["model"]["config"]
+            assert (model.get("positions") == "rotary") == ("rope" in run.factors)
+            assert model.get("n_kv_head") == (1 if "gqa" in run.factors else None)
+            assert model.get("window") == (8 if "swa" in run.factors else None)
+
+    def test_a_choice_of_variants_and_seeds(self, experiments):
+        chosen = plan(experiments, "rope", "baseline", "rope", seeds=[7, 3, 7])
+        assert [run.name for run in chosen.runs] == ["baseline seed 7", "rope seed 7", "baseline seed 3", "rope seed 3"]
+
+    def test_a_run_is_the_same_alone_and_among_others(self, experiments):
+        everything = fingerprints(experiments)
+        assert plan(experiments, "rope", seeds=[1]).runs[0].fingerprint("a corpus") == everything["rope seed 1"]
+
+    def test_a_preset_can_be_a_file_of_ones_own(self, experiments, tmp_path):
+        shutil.move(experiments / "presets" / "tiny.yaml", tmp_path / "mine.yml")
+        own = load_plan(str(tmp_path / "mine.yml"), experiments=experiments)
+        assert own.preset == "mine" and len(own.runs) == 16 and own.prompt == "the king"
+
+    def test_every_run_has_a_place_of_its_own(self, experiments):
+        paths = [str(run.path) for run in plan(experiments).runs]
+        assert len(set(paths)) == 16 and "tiny/rope-gqa/seed-1" in paths
+
+
+class TestOwnVariant:
+    ALIBI = {"title": "Linear biases", "model": {"config": {"window": "${window}"}}, "factors": ["alibi"], "idea": "Far is faint."}
+
+    def test_a_ninth_file_is_a_ninth_variant(self, experiments):
+        write_variant(experiments, "alibi", self.ALIBI)
+        runs = [run for run in plan(experiments).runs if run.variant == "alibi"]
+        assert len(plan(experiments).runs) == 18 and [run.seed for run in runs] == [0, 1]
+        assert runs[0].config["model"]["config"]["window"] == 8
+        assert runs[0].texts == {"title": "Linear biases", "idea": "Far is faint."}
+        assert plan(experiments).runs[8].variant == "alibi"  # without an order it comes last
+
+    def test_it_leaves_the_other_runs_alone(self, experiments):
+        before = fingerprints(experiments)
+        write_variant(experiments, "alibi", self.ALIBI)
+        after = fingerprints(experiments)
+        assert {name: after[name] for name in before} == before
+
+    def test_a_variant_can_have_a_learning_rate_of_its_own(self, experiments):
+        write_variant(experiments, "fast", {"model": {"learning_rate": 0.5}})
+        fast = plan(experiments, "fast").runs[0].config["model"]
+        assert fast["learning_rate"] == 0.5 and fast["config"]["n_embd"] == 16
+
+    def test_sizes_of_ones_own(self, experiments):
+        edit(experiments / "presets" / "tiny.yaml", lambda content: content["sizes"].update(heads=4))
+        write_variant(experiments, "many", {"model": {"config": {"n_head": "${heads}"}}})
+        assert plan(experiments, "many").runs[0].config["model"]["config"]["n_head"] == 4
+
+    def test_a_variant_without_factors_is_not_taken_for_the_baseline(self, experiments):
+        """The report knows a variant by its factors: with none, its runs would be those without any change."""
+        write_variant(experiments, "alibi", {"model": {"config": {"window": 4}}})
+        assert plan(experiments, "alibi").runs[0].factors != plan(experiments, "baseline").runs[0].factors
+
+
+class TestFingerprint:
+    def test_it_is_the_same_every_time(self, experiments):
+        assert fingerprints(experiments) == fingerprints(experiments)
+
+    def test_no_two_runs_share_one(self, experiments):
+        assert len(set(fingerprints(experiments).values())) == 16
+
+    def test_a_changed_variant_concerns_itself(self, experiments):
+        change = concerned(experiments, "variants/rope.yaml", lambda c: c["model"]["config"].update(window=4))
+        assert change == {"rope"}
+
+    def test_a_changed_size_concerns_the_variants_that_use_it(self, experiments):
+        change = concerned(experiments, "presets/tiny.yaml", lambda c: c["sizes"].update(window=4))
+        assert change == {name for name in VARIANTS if "swa" in name}
+
+    @pytest.mark.parametrize(
+        ("section", "key", "value"),
+        [("trainer", "max_steps", 11), ("data", "batch_size", 3), ("model", "learning_rate", 1e-3), ("trainer", "precision", 32)],
+    )
+    def test_a_changed_preset_concerns_all(self, experiments, section, key, value):
+        change = concerned(experiments, "presets/tiny.yaml", lambda c: c[section].update({key: value}))
+        assert change == set(VARIANTS)
+
+    def test_how_much_is_scored_decides_the_outcome_too(self, experiments):
+        """Losses over 256 and over 64 tokens of text must not stand in one table."""
+        assert concerned(experiments, "presets/tiny.yaml", lambda c: c.update(evaluation_tokens=64)) == set(VARIANTS)
+
+    def test_a_changed_corpus_concerns_all(self, experiments):
+        before, after = fingerprints(experiments), fingerprints(experiments, "another corpus")
+        assert not set(before.values()) & set(after.values())
+
+    @pytest.mark.parametrize("key", ["title", "paper", "idea", "challenges", "worth"])
+    def test_texts_concern_none(self, experiments, key):
+        assert concerned(experiments, "variants/rope.yaml", lambda c: c.update({key: "other words"})) == set()
+        texts = plan(experiments, "rope").runs[0].texts
+        assert texts[key] == "other words"
+
+    def test_the_order_of_the_table_and_the_titles_concern_none(self, experiments):
+        assert concerned(experiments, "variants/rope.yaml", lambda c: c.update(order=99)) == set()
+        assert concerned(experiments, "presets/tiny.yaml", lambda c: c.update(title="Other")) == set()
+
+    def test_another_seed_concerns_none_of_the_old_runs(self, experiments):
+        before = fingerprints(experiments)
+        edit(experiments / "presets" / "tiny.yaml", lambda c: c["seeds"].append(2))
+        after = fingerprints(experiments)
+        assert len(after) == 24 and {name: after[name] for name in before} == before
+
+
+def in_variant(**content):
+    return lambda experiments: write_variant(experiments, "mine", content)
+
+
+def in_preset(key, value):
+    return lambda experiments: edit(experiments / "presets" / "tiny.yaml", lambda content: content.update({key: value}))
+
+
+def inside_preset(section, key, value):
+    return lambda experiments: edit(experiments / "presets" / "tiny.yaml", lambda c: c[section].update({key: value}))
+
+
+def without(key):
+    return lambda experiments: edit(experiments / "presets" / "tiny.yaml", lambda content: content.pop(key))
+
+
+def config(**fields):
+    return in_variant(model={"config": fields})
+
+
+def raw_variant(text):
+    return lambda experiments: (experiments / "variants" / "mine.yaml").write_bytes(text)
+
+
+def raw_preset(text):
+    return lambda experiments: (experiments / "presets" / "tiny.yaml").write_bytes(text)
+
+
+WRONG = {
+    "a variant's key": (in_variant(modle={}), "mine.yaml", "modle"),
+    "a preset's key": (in_preset("trainers", {}), "tiny.yaml", "trainers"),
+    "a field of the model": (config(n_kv_heads=1), "mine.yaml", "n_kv_heads"),
+    "a field of the preset's model": (inside_preset("model", "config", {"n_heads": 2}), "tiny.yaml", "n_heads"),
+    "a size that is not there": (config(window="${windw}"), "tiny.yaml", "windw"),
+    "a preset without sizes": (without("sizes"), "tiny.yaml", "n_kv_head"),
+    "width and heads": (config(n_head=3), "mine.yaml", "n_embd"),
+    "key/value heads": (config(n_kv_head=3), "mine.yaml", "n_kv_head"),
+    "odd heads that rotate": (config(positions="rotary", n_embd=6), "mine.yaml", "positions"),
+    "a window of nothing": (config(window=0), "mine.yaml", "window"),
+    "a window that is text": (config(window="wide"), "mine.yaml", "window"),
+    "a model that is no mapping": (in_variant(model="gpt2"), "mine.yaml", "model"),
+    "a model config that is no mapping": (in_variant(model={"config": 3}), "mine.yaml", "config"),
+    "a preset's model config that is no mapping": (inside_preset("model", "config", 3), "tiny.yaml", "config"),
+    "sizes that are no mapping": (in_preset("sizes", 3), "tiny.yaml", "sizes"),
+    "factors that are one word": (in_variant(factors="rope"), "mine.yaml", "factors"),
+    "factors that are numbers": (in_variant(factors=[1]), "mine.yaml", "factors"),
+    "an order that is a word": (in_variant(order="last"), "mine.yaml", "order"),
+    "seeds that are one number": (in_preset("seeds", 3), "tiny.yaml", "seeds"),
+    "no seeds": (in_preset("seeds", []), "tiny.yaml", "seeds"),
+    "a negative seed": (in_preset("seeds", [0, -1]), "tiny.yaml", "-1"),
+    "a seed between": (in_preset("seeds", [0.5]), "tiny.yaml", "0.5"),
+    "a seed that is a word": (in_preset("seeds", ["first"]), "tiny.yaml", "first"),
+    "a seed that is true": (in_preset("seeds", [True]), "tiny.yaml", "True"),
+    "no steps": (inside_preset("trainer", "max_steps", 0), "tiny.yaml", "max_steps"),
+    "fewer than no steps": (inside_preset("trainer", "max_steps", -1), "tiny.yaml", "max_steps"),
+    "steps in words": (inside_preset("trainer", "max_steps", "many"), "tiny.yaml", "max_steps"),
+    "steps that are true": (inside_preset("trainer", "max_steps", True), "tiny.yaml", "max_steps"),
+    "no number of steps": (in_preset("trainer", {"val_check_interval": 5}), "tiny.yaml", "max_steps"),
+    "a validation between steps": (inside_preset("trainer", "val_check_interval", 0.5), "tiny.yaml", "val_check_interval"),
+    "no data": (without("data"), "tiny.yaml", "data"),
+    "no model": (without("model"), "tiny.yaml", "model"),
+    "no trainer": (without("trainer"), "tiny.yaml", "trainer"),
+    "no seeds at all": (without("seeds"), "tiny.yaml", "seeds"),
+    "data that is a name": (in_preset("data", "shakespeare"), "tiny.yaml", "data"),
+    "a trainer that is a list": (in_preset("trainer", [1]), "tiny.yaml", "trainer"),
+    "a prompt that is a number": (in_preset("prompt", 3), "tiny.yaml", "prompt"),
+    "an empty prompt": (in_preset("prompt", ""), "tiny.yaml", "prompt"),
+    "scored tokens in words": (in_preset("evaluation_tokens", "all"), "tiny.yaml", "evaluation_tokens"),
+    "fewer scored tokens than none": (in_preset("evaluation_tokens", -5), "tiny.yaml", "evaluation_tokens"),
+    "an empty variant": (raw_variant(b""), "mine.yaml", "keys and values"),
+    "an empty preset": (raw_preset(b""), "tiny.yaml", "keys and values"),
+    "a variant that is a list": (raw_variant(b"- model"), "mine.yaml", "keys and values"),
+    "a broken variant": (raw_variant(b"model: {config: [\n"), "mine.yaml", "YAML"),
+    "a broken preset": (raw_preset(b"title: x\n\tseeds: [0]\n"), "tiny.yaml", "YAML"),
+    "a variant in no encoding": (raw_variant(b"title: \xff\xfe\xfa"), "mine.yaml", "YAML"),
+}
+
+
+class TestRefusal:
+    @pytest.mark.parametrize("name", WRONG)
+    def test_in_one_line_that_names_file_and_key(self, experiments, name):
+        write_variant(experiments, "mine", {})
+        break_it, file, key = WRONG[name]
+        break_it(experiments)
+        with pytest.raises(UserError) as raised:
+            plan(experiments, "mine", *(["swa", "gqa"] if "preset" in name or "sizes" in name else []))
+        assert file in refusal(raised) and key in refusal(raised)
+
+    @pytest.mark.parametrize("name", ["ropes", "", "rope.yaml", "../presets/tiny"])
+    def test_an_unknown_variant_with_the_known_ones(self, experiments, name):
+        with pytest.raises(UserError) as raised:
+            plan(experiments, name)
+        assert "variant" in refusal(raised) and "rope-gqa-swa" in refusal(raised)
+
+    @pytest.mark.parametrize("name", ["cpus", ""])
+    def test_an_unknown_preset_with_the_known_ones(self, experiments, name):
+        with pytest.raises(UserError) as raised:
+            load_plan(name, experiments=experiments)
+        assert "preset" in refusal(raised) and "gpt2-small" in refusal(raised)
+
+    def test_a_preset_file_that_is_not_there(self, experiments, tmp_path):
+        with pytest.raises(UserError) as raised:
+            load_plan(str(tmp_path / "none.yaml"), experiments=experiments)
+        assert "none.yaml" in refusal(raised)
+
+    def test_a_negative_seed_of_the_command_line(self, experiments):
+        with pytest.raises(UserError) as raised:
+            plan(experiments, seeds=[-1])
+        assert "-1" in refusal(raised) and "seed" in refusal(raised)
