@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import torch
 import yaml
 from filelock import FileLock
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from gpt2_ablate.data.tokenizer import load_tokenizer
@@ -40,47 +38,59 @@ def train_run(
     Args:
         fingerprint: of the run; a checkpoint with another one is not continued.
         evaluation_tokens: how much of the validation and test text is scored at the end; None: all of it.
-        folder: where config.yaml, checkpoints, model.safetensors and record.json go.
+        folder: where config.yaml, checkpoints, the model and record.json go.
         logs: where TensorBoard's files go.
         tell: receives progress, as {"step", "steps", "loss", "tokens_per_second"} or {"phase"} or {"warning"}.
     """
     with FileLock(folder / ".lock"):  # an earlier process of this run may still be at its last step
         resume = _checkpoint_to_resume(folder, fingerprint, tell)
+        if resume is None:
+            _start_over(folder, logs)
         write_text(folder / "config.yaml", yaml.safe_dump(run.config, sort_keys=False))
         write_text(folder / "fingerprint", fingerprint)
-        started = time.perf_counter()
 
         tokenizer = load_tokenizer()
-        perplexity, throughput, memory = Perplexity(), Throughput(cost.training_flops_per_token), Memory()
+        timer, perplexity, memory = Timer(), Perplexity(), Memory()
+        throughput = Throughput(cost.training_flops_per_token)
         samples = Samples(prompt, tokenizer.encode_ordinary, tokenizer.decode)
         # Saved when a validation has ended: then a resumed run has nothing to repeat.
         checkpoint = ModelCheckpoint(folder, filename="{step}", every_n_epochs=1, save_on_train_epoch_end=False)
-        logger = TensorBoardLogger(
-            logs.parent, name="", version=logs.name, default_hp_metric=False, purge_step=_step(resume) if resume else None
-        )
-        cli = build(run.config, [perplexity, throughput, memory, samples, Progress(tell, throughput), checkpoint], logger)
+        purge = None if resume is None else _step(resume)
+        logger = TensorBoardLogger(logs.parent, name="", version=logs.name, default_hp_metric=False, purge_step=purge)
+        callbacks = [timer, perplexity, throughput, memory, samples, Progress(tell, throughput), checkpoint]
+        cli = build(run.config, callbacks, logger)
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=resume, weights_only=True)
 
         tell({"phase": "scoring"})
-        model: GPT2 = cli.model.model
         metrics, details = _evaluate(cli, evaluation_tokens)
-        metrics |= {f"run_{name}" if name == "peak_bytes" else name: value for name, value in memory.values.items()}
-        metrics |= {"run_tokens_per_second": throughput.tokens_per_second, "run_seconds": time.perf_counter() - started}
-        metrics["train_loss"] = perplexity.curves["train"][-1][1] if perplexity.curves["train"] else math.nan
-        logger.log_hyperparams(
-            {"variant": run.variant, "seed": run.seed, **cli.model.hparams},
-            {name: metrics[name] for name in ("validation_loss", "validation_perplexity", "validation_bits_per_byte")},
-        )
-        logger.finalize("success")
-        save_model(model, folder)
-        write_json(folder / "record.json", {
-            "schema": SCHEMA, "fingerprint": fingerprint, "preset": run.preset, "variant": run.variant, "seed": run.seed,
-            "status": "finished", "factors": run.factors, "order": run.order, "texts": run.texts, "config": run.config,
-            "metrics": metrics, "curves": perplexity.curves, **details, "sample": samples.write(cli.model),
-            "precision": str(cli.trainer.precision), "environment": environment(),
-        })  # fmt: skip
+        metrics |= {
+            **{name: value for name, value in memory.values.items() if name != "peak_bytes"},
+            "run_peak_bytes": memory.values["peak_bytes"],
+            "run_tokens_per_second": throughput.tokens_per_second,
+            "run_seconds": timer.time_elapsed("train"),
+            "train_loss": perplexity.curves["train"][-1][1] if perplexity.curves["train"] else None,
+        }
+        details |= {"curves": perplexity.curves, "sample": samples.write(cli.model)}
+        _log_hyperparameters(logger, run, cli, metrics)
+        save_model(cli.model.model, folder)
+        write_json(folder / "record.json", _record(run, fingerprint, cli, metrics, details))
         for file in folder.glob("*.ckpt"):
             file.unlink()
+
+
+def _record(run: Run, fingerprint: str, cli: TrainingCLI, metrics: dict[str, Any], details: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA, "fingerprint": fingerprint, "preset": run.preset, "variant": run.variant, "seed": run.seed,
+        "status": "finished", "factors": run.factors, "order": run.order, "texts": run.texts, "config": run.config,
+        "metrics": metrics, **details, "precision": str(cli.trainer.precision), "environment": environment(),
+    }  # fmt: skip
+
+
+def _log_hyperparameters(logger: TensorBoardLogger, run: Run, cli: TrainingCLI, metrics: dict[str, Any]) -> None:
+    """TensorBoard's hparams tab: what was set, and what came of it."""
+    outcome = {name: metrics[name] for name in ("validation_loss", "validation_perplexity", "validation_bits_per_byte")}
+    logger.log_hyperparams({"variant": run.variant, "seed": run.seed, **cli.model.hparams}, outcome)
+    logger.finalize("success")
 
 
 def check_run(configs: list[tuple[str, dict[str, Any]]], tell: Callable[[str], None]) -> None:
@@ -98,13 +108,19 @@ def check_run(configs: list[tuple[str, dict[str, Any]]], tell: Callable[[str], N
             raise UserError(f"{variant}: {error}") from error
 
 
+def _start_over(folder: Path, logs: Path) -> None:
+    """Remove what another run has left in these folders, but for the lock that is held and the log that is being written."""
+    for entry in [*folder.iterdir(), *logs.iterdir()]:
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name not in (".lock", "train.log"):
+            entry.unlink()
+
+
 def _checkpoint_to_resume(folder: Path, fingerprint: str, tell: Callable[[dict], None]) -> Path | None:
-    """The newest whole checkpoint of just this run; whatever else the folder holds is removed."""
+    """The newest whole checkpoint of just this run."""
     told = folder / "fingerprint"
     if not told.exists() or told.read_text() != fingerprint:
-        for entry in folder.iterdir():
-            if entry.name not in (".lock", "train.log"):
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         return None
     for file in sorted(folder.glob("*.ckpt"), key=_step, reverse=True):
         try:
