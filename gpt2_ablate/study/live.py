@@ -60,6 +60,10 @@ class Live:
         """One thing worth a line of its own."""
         self._print(text)
 
+    def warn(self, text: str) -> None:
+        """The same of something that is wrong, but stops nothing."""
+        self._print(text, style="yellow")
+
     def begin(self, finished: list[bool]) -> None:
         """Which runs are already done."""
         for row, done in zip(self.rows, finished, strict=True):
@@ -80,7 +84,7 @@ class Live:
         """What `Progress` and `train_run` tell."""
         row = self.rows[n]
         if "warning" in news:
-            self._print(f"[yellow]{news['warning']}[/]")
+            self.warn(news["warning"])
             return
         if "phase" in news:
             row.state = news["phase"]
@@ -109,7 +113,7 @@ class Live:
         row = self.rows[n]
         self._account(row)
         row.state, row.step = "failed", row.steps
-        self._print(f"[red]{row.name}, seed {row.seed}: failed: {why}[/]")
+        self._print(f"{row.name}, seed {row.seed}: failed: {why}", style="red")
         self.tick()
 
     def measuring(self, what: str) -> None:
@@ -157,9 +161,9 @@ class Live:
         foot = f"{done}/{len(self.rows)} runs done{self._left()}   {self.status}"
         return Group(table, Text(foot))
 
-    def _print(self, text: str) -> None:
+    def _print(self, text: str, style: str | None = None) -> None:
         self.last_line = time.monotonic()
-        self.console.print(text)
+        self.console.print(text, style=style, markup=False)  # a path or an error may hold brackets
 
 
 def _duration(seconds: float) -> str:

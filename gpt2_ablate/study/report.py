@@ -648,5 +648,7 @@ def print_summary(records: list[Record], file: Path) -> None:
             view.add_row(*(row[head.index(title)] for title in short))
         console.print(view)
     for record in study.others:
-        console.print(f"{record['variant']} seed {record['seed']}: {record['status']} {record.get('error', '')}", style="red")
+        console.print(
+            f"{record['variant']} seed {record['seed']}: {record['status']} {record.get('error', '')}", style="red", markup=False
+        )
     console.print(f"Report: {file}", soft_wrap=True)

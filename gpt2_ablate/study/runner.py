@@ -99,7 +99,7 @@ def _kept(folders: Folders, run: Run, fingerprint: str, live: Live) -> Record | 
     try:
         record = read_record(file)
     except UserError as error:
-        live.say(f"[yellow]{error}; {run.name} is done again.[/]")
+        live.warn(f"{error}; {run.name} is done again.")
         file.unlink()
         return None
     if record is None or record.get("fingerprint") != fingerprint or record["status"] != "finished":
@@ -149,7 +149,7 @@ def _add_measurements(plan: Plan, folders: Folders, records: list[Record], live:
         try:
             measured = _measure(configs, batch_size, file.with_name("measure.log"), live)
         except child.Failure as failure:
-            live.say(f"[yellow]Speed and memory could not be measured: {failure}; see {file.with_name('measure.log')}[/]")
+            live.warn(f"Speed and memory could not be measured: {failure}; see {file.with_name('measure.log')}")
             return
         write_json(file, {"key": key, "variants": measured})
     for record in finished:
