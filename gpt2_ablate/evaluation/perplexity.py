@@ -27,7 +27,7 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.loss)
+        return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def bits_per_byte(self, bytes_per_token: float) -> float:
         """The loss in a unit that compares across tokenizers."""
@@ -44,14 +44,16 @@ def score(model: GPT2, ids: np.ndarray, block_size: int, batch_size: int = 8) ->
     device = model.embedding.weight.device
     total = torch.zeros(block_size, dtype=torch.float64, device=device)
     count = torch.zeros(block_size, dtype=torch.float64, device=device)
+    batches = EvaluationBatches(ids, block_size, batch_size)
     was_training = model.training
     model.eval()
-    batches = EvaluationBatches(ids, block_size, batch_size)
-    for n in range(len(batches)):
-        inputs, targets = (x.to(device) for x in batches[n])
-        hidden = model.hidden(inputs)
-        losses = token_losses(hidden.flatten(0, 1), model.embedding.weight, targets.flatten())
-        total += losses.view_as(targets).sum(0)
-        count += (targets != IGNORED).sum(0)
-    model.train(was_training)
+    try:
+        for n in range(len(batches)):
+            inputs, targets = (x.to(device) for x in batches[n])
+            hidden = model.hidden(inputs)
+            losses = token_losses(hidden.flatten(0, 1), model.embedding.weight, targets.flatten())
+            total += losses.view_as(targets).sum(0)
+            count += (targets != IGNORED).sum(0)
+    finally:
+        model.train(was_training)
     return Score(float(total.sum() / count.sum()), (total / count.clamp(min=1)).cpu().numpy())

@@ -37,7 +37,7 @@ def decoding_speed(configs: dict[str, GPT2Config], device: torch.device, tell: C
     Reading is not part of the time. Returned as `_speeds` says.
     """
     turns = {name: _decoding(config, device) for name, config in configs.items()}
-    return _speeds(_take_turns(turns, device, tell), dict.fromkeys(configs, DECODED))
+    return _speeds(_take_turns(turns, device, tell), {name: _decoded(config) for name, config in configs.items()})
 
 
 def training_memory(config: GPT2Config, batch_size: int, precision: str, device: torch.device) -> int:
@@ -71,7 +71,7 @@ def _training_step(config: GPT2Config, batch_size: int, precision: str, device: 
 
 def _decoding(config: GPT2Config, device: torch.device) -> Callable[[], None]:
     model = GPT2(config).to(device).eval()
-    prompt = torch.randint(config.vocab_size, (1, max(1, config.block_size - DECODED)), device=device)
+    prompt = torch.randint(config.vocab_size, (1, config.block_size - _decoded(config)), device=device)
     cache = KVCache(config, device=device)
     with torch.inference_mode():
         model.hidden(prompt, cache)
@@ -84,10 +84,15 @@ def _decoding(config: GPT2Config, device: torch.device) -> Callable[[], None]:
             layer.seen = seen
             layer.positions.copy_(positions)
         new = prompt[:, -1:]
-        for _ in range(min(DECODED, config.block_size - prompt.shape[1])):
+        for _ in range(_decoded(config)):
             new = model.head(model.hidden(new, cache)[:, -1]).argmax(-1, keepdim=True)
 
     return decode
+
+
+def _decoded(config: GPT2Config) -> int:
+    """How many tokens are generated: there has to be room for them behind a prompt of one at least."""
+    return min(DECODED, config.block_size - 1)
 
 
 def _take_turns(

@@ -98,6 +98,8 @@ def _child(function: str, args: tuple, log: Path, pipe: Connection) -> None:
             cause = cause.__cause__ or cause.__context__
         first_line = (str(error).splitlines() or [""])[0]
         text = first_line if isinstance(error, UserError) else f"{type(error).__name__}: {first_line}"
+        if isinstance(cause, OSError) and str(cause.strerror) not in text:
+            text = f"{text} ({cause.strerror}{f': {cause.filename}' if cause.filename else ''})"
         pipe.send(("machine" if cause is not None else "failed", text))
     sys.stdout.flush()
 

@@ -26,6 +26,8 @@ class Run:
 
     Attributes:
         config: what it does, as `gpt2-ablate train --config` reads it.
+        prompt: what its sample continues.
+        evaluation_tokens: how much of the validation and test text is scored at the end; None: all of it.
         factors: the changes that the variant is made of.
         texts: what the variant's YAML tells the reader of the report.
         order: where the variant stands in tables.
@@ -35,6 +37,8 @@ class Run:
     variant: str
     seed: int
     config: dict[str, Any]
+    prompt: str = "The"
+    evaluation_tokens: int | None = None
     factors: tuple[str, ...] = ()
     texts: dict[str, str] = field(default_factory=dict)
     order: int = 0
@@ -53,8 +57,9 @@ class Run:
         return self.config["trainer"]["max_steps"]
 
     def fingerprint(self, corpus_digest: str) -> str:
-        """Changes when anything that decides the outcome of the run does."""
-        return hashlib.sha256(json.dumps([self.config, corpus_digest], sort_keys=True).encode()).hexdigest()[:16]
+        """Changes when anything that decides the record of the run does."""
+        decisive = [self.config, self.prompt, self.evaluation_tokens, corpus_digest]
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -63,9 +68,7 @@ class Plan:
 
     preset: str
     title: str
-    prompt: str
     runs: list[Run]
-    evaluation_tokens: int | None
 
     @property
     def data(self) -> dict[str, Any]:
@@ -104,9 +107,14 @@ def load_plan(
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise UserError(f"{file}: seeds: {seed!r} is not a seed; give whole numbers from 0")
     for key in ("max_steps", "val_check_interval"):
-        value = wanted["trainer"].get(key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not _is_count(value := wanted["trainer"].get(key)):
             raise UserError(f"{file}: trainer.{key}: {value!r} is not a number of steps; give a whole number from 1")
+    if not _is_count(value := wanted.get("evaluation_tokens", 1)):
+        raise UserError(f"{file}: evaluation_tokens: {value!r} is not a number of tokens; give a whole number from 1")
+    if not isinstance(value := wanted.get("prompt", "The"), str) or not value:
+        raise UserError(f"{file}: prompt: {value!r} should be a text")
+    _require_mapping(file, "sizes", wanted.get("sizes") or {})
+    _require_mapping(file, "model.config", wanted["model"].get("config") or {})
 
     runs = [
         run
@@ -115,16 +123,15 @@ def load_plan(
     ]
     # Seed by seed, so that a study stopped early is a whole study with fewer seeds.
     runs.sort(key=lambda run: (list(chosen).index(run.seed), run.order, run.variant))
-    prompt = wanted.get("prompt", "The")
-    if not isinstance(prompt, str) or not prompt:
-        raise UserError(f"{file}: prompt: {prompt!r} should be a text")
-    return Plan(file.stem, str(wanted.get("title", file.stem)), prompt, runs, wanted.get("evaluation_tokens"))
+    return Plan(file.stem, str(wanted.get("title", file.stem)), runs)
 
 
 def _runs_of_variant(file: Path, preset_file: Path, preset: dict, seeds: Iterable[int]) -> list[Run]:
     from gpt2_ablate.model.config import GPT2Config  # torch takes a second to import; --help does not need it
 
     variant = _read(file, VARIANT_KEYS)
+    _require_mapping(file, "model", variant.get("model") or {})
+    _require_mapping(file, "model.config", (variant.get("model") or {}).get("config") or {})
     sizes = preset.get("sizes") or {}
     changes = _fill_in((variant.get("model") or {}), sizes, file, preset_file)
     model = {**preset["model"], **changes}
@@ -138,7 +145,7 @@ def _runs_of_variant(file: Path, preset_file: Path, preset: dict, seeds: Iterabl
         GPT2Config(**model["config"])
     except UserError as error:
         raise UserError(f"{file} with {preset_file}: model.config.{error}") from error
-    factors = variant.get("factors") or []
+    factors = variant.get("factors", [] if file.stem == "baseline" else [file.stem])
     if not isinstance(factors, list) or not all(isinstance(factor, str) for factor in factors):
         raise UserError(f"{file}: factors: {factors!r} should be a list of names")
     order = variant.get("order", 1000)
@@ -155,6 +162,8 @@ def _runs_of_variant(file: Path, preset_file: Path, preset: dict, seeds: Iterabl
                 "data": preset["data"],
                 "trainer": preset["trainer"],
             },
+            prompt=preset.get("prompt", "The"),
+            evaluation_tokens=preset.get("evaluation_tokens"),
             factors=tuple(factors),
             texts={key: str(variant[key]) for key in TEXTS if key in variant},
             order=order,
@@ -172,6 +181,15 @@ def _fill_in(value: Any, sizes: dict[str, Any], file: Path, preset_file: Path) -
             raise UserError(f"{preset_file}: sizes: {value[2:-1]!r} is missing, and {file} needs it")
         return sizes[value[2:-1]]
     return value
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _require_mapping(file: Path, key: str, value: Any) -> None:
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: {key}: {value!r} should be keys and values")
 
 
 def _find(folder: Path, name: str, kind: str) -> Path:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from gpt2_ablate.study.statistics import Estimate
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """-0.123 with a real minus sign, +0.123 with its plus."""
+    """-0.123 with a real minus sign, +0.123 with its plus; a dash for what is no number."""
+    if not math.isfinite(value):
+        return "–"
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
@@ -21,7 +24,7 @@ def interval(estimate: Estimate, digits: int = 3) -> str:
 
 def number(value: float | None, unit: str = "") -> str:
     """Three significant digits with k, M, G; a dash where there is none."""
-    if value is None:
+    if value is None or not math.isfinite(value):
         return "–"
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= factor:
@@ -31,7 +34,7 @@ def number(value: float | None, unit: str = "") -> str:
 
 def bytes_(value: float | None) -> str:
     """Bytes in KiB, MiB or GiB."""
-    if value is None:
+    if value is None or not math.isfinite(value):
         return "–"
     for factor, prefix in ((2**30, "Gi"), (2**20, "Mi"), (2**10, "Ki")):
         if abs(value) >= factor:
@@ -54,6 +57,8 @@ def percent_change(value: float, reference: float) -> str:
 
 def verdict(estimate: Estimate, subject: str, where: str = "the validation loss") -> str:
     """A sentence about a difference in loss, as strong as its interval allows."""
+    if math.isnan(estimate.value):
+        return f"{subject} shares too few seeds with the others to say what it does to {where}."
     if estimate.low is None:
         return (
             f"{subject} moved {where} by {signed(estimate.value)} nats; with these runs there is no telling whether that is "

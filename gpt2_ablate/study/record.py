@@ -15,6 +15,11 @@ from gpt2_ablate.errors import UserError
 
 SCHEMA = 1
 STATUSES = ("finished", "failed", "missing")
+OPTIONAL: dict[str, type] = {
+    "preset": str, "config": dict, "metrics": dict, "environment": dict, "texts": dict, "factors": list, "order": int,
+    "curves": dict, "loss_by_position": list, "loss_by_position_beyond": list, "cost_by_context": list, "tensors": dict,
+    "sample": str, "error": str, "precision": str,
+}  # fmt: skip
 PACKAGES = ("torch", "lightning", "torchmetrics", "tiktoken", "datasets", "fvcore", "numpy")
 
 
@@ -32,8 +37,11 @@ def write_text(file: Path, text: str) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(file)
-    except OSError as error:
-        partial.unlink(missing_ok=True) if partial.parent.is_dir() else None
+    except BaseException as error:
+        if partial.parent.is_dir():
+            partial.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise UserError(
             f"{file}: cannot be written ({error.strerror}); free some space, or give another folder as OUT"
         ) from error
@@ -108,11 +116,19 @@ def _check_run(run: Any, where: str) -> None:
             raise UserError(f"{where}: {key}: {run.get(key)!r} should be a {kind.__name__}")
     if run["status"] not in STATUSES:
         raise UserError(f"{where}: status: {run['status']!r} should be one of {', '.join(STATUSES)}")
-    metrics = run.get("metrics") or {}
-    if not isinstance(metrics, dict):
-        raise UserError(f"{where}: metrics: should be a JSON object")
-    if run["status"] == "finished" and not isinstance(metrics.get("validation_loss"), int | float):
-        raise UserError(f"{where}: metrics.validation_loss: {metrics.get('validation_loss')!r} should be a number")
+    for key, wanted in OPTIONAL.items():
+        if run.get(key) is not None and not isinstance(run[key], wanted):
+            raise UserError(f"{where}: {key}: {run[key]!r} should be a {wanted.__name__}")
+    config = run.get("config") or {}
+    sections = {key: config.get(key) or {} for key in ("model", "data", "trainer")}
+    if isinstance(sections["model"], dict):
+        sections["model.config"] = sections["model"].get("config") or {}
+    for key, section in sections.items():
+        if not isinstance(section, dict):
+            raise UserError(f"{where}: config.{key}: {section!r} should be a dict")
+    loss = (run.get("metrics") or {}).get("validation_loss")
+    if run["status"] == "finished" and not (isinstance(loss, int | float) and math.isfinite(loss)):
+        raise UserError(f"{where}: metrics.validation_loss: {loss!r} should be a number, as the run is finished")
 
 
 def environment() -> dict[str, Any]:

@@ -90,7 +90,7 @@ def write_report(records: list[Record], folder: Path) -> Path:
     """
     study = Study(records)
     try:
-        figures = _draw(study, folder / "figures") if study.runs else set()
+        figures = _draw(study, folder / "figures")
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error.strerror}); free some space, or give another folder as OUT"
@@ -106,9 +106,13 @@ def write_report(records: list[Record], folder: Path) -> Path:
 
 
 def _draw(study: Study, folder: Path) -> set[str]:
-    """Draw what the records allow; returns the names of the figures that there are."""
+    """Draw what the records allow; returns the names of the figures that there are. Those of an earlier report go."""
     from gpt2_ablate.study import figures
 
+    for stale in folder.glob("*.png"):
+        stale.unlink()
+    if not study.runs:
+        return set()
     drawn = {
         "loss_curves": figures.loss_curves(study.runs, folder / "loss_curves.png"),
         "effects": figures.effects_with_intervals(study.effects, folder / "effects.png"),
@@ -116,9 +120,6 @@ def _draw(study: Study, folder: Path) -> set[str]:
         "cost_against_context": figures.cost_against_context(study.runs, folder / "cost_against_context.png"),
         "loss_by_position": figures.loss_by_position(study.runs, folder / "loss_by_position.png"),
     }
-    for name, done in drawn.items():
-        if not done:
-            (folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier report
     return {name for name, done in drawn.items() if done}
 
 
@@ -370,7 +371,7 @@ def _cost(study: Study, figures: set[str]) -> str:
 
 
 def _changes(study: Study, figures: set[str]) -> str:
-    if BASELINE not in study.names:
+    if BASELINE not in study.names or len(study.names) == 1:
         return ""
     sections = [_change(study, name) for name in study.names if name != BASELINE]
     return _paragraphs("## Each change and each combination", *sections)
@@ -533,7 +534,7 @@ def _trade(study: Study, name: str) -> str:
     if not difference.is_clear:
         return f"Here {saved}, and what it does to quality is not clear."
     if difference.value < 0:
-        return f"Here {saved}, and predicts better: nothing in this study speaks against it."
+        return f"Here {saved}, and predicts better."
     return f"Here {saved}, at a price of {difference.value:.3f} nats."
 
 
@@ -594,11 +595,11 @@ def _setting(study: Study, figures: set[str]) -> str:
     if run.get("precision"):
         lines.append(f"Precision: {run['precision']}.")
     if environment:
-        machines = list(dict.fromkeys(_machine(r) for r in study.runs))
-        lines += [f"Machine: {machine}." for machine in machines]
-    seconds = sum(study_seconds := [r["metrics"].get("run_seconds") or 0 for r in study.runs])
+        machines = dict.fromkeys(_machine(r) for r in study.runs)
+        lines += [f"Machine: {machine}." for machine in machines if machine]
+    seconds = [r["metrics"]["run_seconds"] for r in study.runs if statistics.is_number(r["metrics"].get("run_seconds"))]
     if seconds:
-        lines.append(f"Time: {seconds / 60:.1f} minutes for {len(study_seconds)} runs, scoring included.")
+        lines.append(f"Time: {sum(seconds) / 60:.1f} minutes of training for {len(seconds)} runs.")
     seeds = ",".join(str(seed) for seed in study.seeds)
     return _paragraphs(
         "## Setting",
@@ -612,9 +613,9 @@ def _machine(run: Record) -> str:
     e = run.get("environment") or {}
     packages = ", ".join(f"{name} {version}" for name, version in (e.get("packages") or {}).items())
     commit = f", commit {e['git_commit']}" if e.get("git_commit") else ""
-    return (
-        f"{e.get('hardware')}, {e.get('cores')} cores, {e.get('threads')} threads; Python {e.get('python')}, {packages}{commit}"
-    )
+    known = (("hardware", ""), ("cores", " cores"), ("threads", " threads"), ("python", " (Python)"))
+    parts = [f"{e[key]}{unit}" for key, unit in known if e.get(key)]
+    return ", ".join(filter(None, [*parts, packages])) + commit
 
 
 def _flat(value: Any) -> str:

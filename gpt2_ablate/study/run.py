@@ -29,15 +29,11 @@ CONTEXTS = (256, 512, 1024, 2048, 4096, 8192, 16384)  # tokens, at which costs a
 BINS = 16  # of places in the context, in which losses are averaged
 
 
-def train_run(
-    run: Run, fingerprint: str, prompt: str, evaluation_tokens: int | None, folder: Path, logs: Path,
-    tell: Callable[[dict], None],
-) -> None:  # fmt: skip
+def train_run(run: Run, fingerprint: str, folder: Path, logs: Path, tell: Callable[[dict], None]) -> None:
     """Train one variant with one seed, from its last checkpoint if there is one, and write its record.
 
     Args:
         fingerprint: of the run; a checkpoint with another one is not continued.
-        evaluation_tokens: how much of the validation and test text is scored at the end; None: all of it.
         folder: where config.yaml, checkpoints, the model and record.json go.
         logs: where TensorBoard's files go.
         tell: receives progress, as {"step", "steps", "loss", "tokens_per_second"} or {"phase"} or {"warning"}.
@@ -52,7 +48,7 @@ def train_run(
         tokenizer = load_tokenizer()
         timer, perplexity, memory = Timer(), Perplexity(), Memory()
         throughput = Throughput(cost.training_flops_per_token)
-        samples = Samples(prompt, tokenizer.encode_ordinary, tokenizer.decode)
+        samples = Samples(run.prompt, tokenizer.encode_ordinary, tokenizer.decode)
         # Saved when a validation has ended: then a resumed run has nothing to repeat.
         checkpoint = ModelCheckpoint(folder, filename="{step}", every_n_epochs=1, save_on_train_epoch_end=False)
         purge = None if resume is None else _step(resume)
@@ -62,11 +58,11 @@ def train_run(
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=resume, weights_only=True)
 
         tell({"phase": "scoring"})
-        metrics, details = _evaluate(cli, evaluation_tokens)
+        metrics, details = _evaluate(cli, run.evaluation_tokens)
         metrics |= {
             **{name: value for name, value in memory.values.items() if name != "peak_bytes"},
             "run_peak_bytes": memory.values["peak_bytes"],
-            "run_tokens_per_second": throughput.tokens_per_second,
+            "run_tokens_per_second": throughput.tokens_per_second or None,
             "run_seconds": timer.time_elapsed("train"),
             "train_loss": perplexity.curves["train"][-1][1] if perplexity.curves["train"] else None,
         }
@@ -93,19 +89,27 @@ def _log_hyperparameters(logger: TensorBoardLogger, run: Run, cli: TrainingCLI, 
     logger.finalize("success")
 
 
-def check_run(configs: list[tuple[str, dict[str, Any]]], tell: Callable[[str], None]) -> None:
+def check_runs(runs: list[Run], tell: Callable[[str], None]) -> None:
     """Parse and build every configuration, without training it.
 
     Raises:
         UserError: one of them is wrong; the message begins with its variant.
     """
-    for variant, config in configs:
+    for run in runs:
         try:
-            cli = build(config, [], logger=False)
+            cli = build(run.config, [], logger=False)
             cli.datamodule.setup()
             cli.datamodule.check()
+            _check_scoring(run, cli.model.model.config.block_size)
         except UserError as error:
-            raise UserError(f"{variant}: {error}") from error
+            raise UserError(f"{run.variant}: {error}") from error
+
+
+def _check_scoring(run: Run, block_size: int) -> None:
+    if run.evaluation_tokens is not None and run.evaluation_tokens <= block_size:
+        raise UserError(f"evaluation_tokens: {run.evaluation_tokens} do not fill a context of {block_size}; give more")
+    if (length := len(load_tokenizer().encode_ordinary(run.prompt))) >= block_size:
+        raise UserError(f"prompt: its {length} tokens leave no room in a context of {block_size}; give a shorter one")
 
 
 def _start_over(folder: Path, logs: Path) -> None:

@@ -85,10 +85,10 @@ def carry_out(plan: Plan, out: Path, neighbours: Plan | None = None) -> list[Rec
 
 def _check(plan: Plan, folders: Folders, live: Live) -> None:
     """Parse every configuration before anything is trained: a typo should not cost an hour."""
-    configs = {json.dumps(run.config, sort_keys=True): (run.variant, run.config) for run in plan.runs}
+    different = {run.variant: run for run in plan.runs}
     try:
         log = folders.study(plan.preset) / "check.log"
-        child.run_in_child(f"{RUN}:check_run", list(configs.values()), log=log, tell=live.say, tick=live.tick)
+        child.run_in_child(f"{RUN}:check_runs", list(different.values()), log=log, tell=live.say, tick=live.tick)
     except child.Failure as failure:
         raise UserError(f"experiments: {failure}") from None
 
@@ -117,7 +117,7 @@ def _train(plan: Plan, folders: Folders, n: int, fingerprint: str, live: Live) -
     live.start(n)
     try:
         child.run_in_child(
-            f"{RUN}:train_run", run, fingerprint, plan.prompt, plan.evaluation_tokens, folder, logs,
+            f"{RUN}:train_run", run, fingerprint, folder, logs,
             log=folder / "train.log", tell=lambda news: live.news(n, news), tick=live.tick,
         )  # fmt: skip
     except child.Failure as failure:

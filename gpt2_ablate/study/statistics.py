@@ -11,6 +11,7 @@ longer. So where nothing differs, all of the study's comparisons of one table st
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,8 @@ class Estimate:
     """A number and its interval; without an interval nothing is claimed about it.
 
     Attributes:
-        value, low, high: in the unit of the metric; low and high are None where the runs cannot tell how sure they are.
+        value, low, high: in the unit of the metric; low and high are None where the runs cannot tell how sure they are,
+            and value is not a number where they cannot tell it at all (two variants that share no seed).
     """
 
     value: float
@@ -64,7 +66,12 @@ class Effect:
 
 def finished(runs: Runs, metric: str = "validation_loss") -> list[dict[str, Any]]:
     """The runs that have a result."""
-    return [run for run in runs if run["status"] == "finished" and isinstance(run["metrics"].get(metric), int | float)]
+    return [run for run in runs if run["status"] == "finished" and is_number(run["metrics"].get(metric))]
+
+
+def is_number(value: Any) -> bool:
+    """Whether a metric can be reckoned with."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def variants(runs: Runs) -> list[str]:
@@ -97,6 +104,8 @@ def means(runs: Runs, metric: str = "validation_loss") -> dict[str, Estimate]:
     found = {}
     for n, name in enumerate(names):
         mean, spread = _contrast(blocked, np.eye(len(names))[n], 1), _contrast(plain, np.eye(len(names))[n], 1)
+        if math.isnan(mean.value):
+            mean = spread
         if spread.low is None or spread.high is None:
             found[name] = Estimate(mean.value)
         else:
@@ -121,7 +130,10 @@ def beyond_parts(runs: Runs, metric: str = "validation_loss", reference: str = B
     Zero means that the changes do not get in each other's way; below zero they help each other.
     """
     names, of = variants(runs), factors_of(runs)
-    single = {of[name][0]: name for name in names if len(of[name]) == 1}
+    single: dict[str, str] = {}
+    for name in names:
+        if len(of[name]) == 1:
+            single.setdefault(of[name][0], name)
     combined = [name for name in names if len(of[name]) > 1 and all(factor in single for factor in of[name])]
     if reference not in names:
         return {}
@@ -138,7 +150,9 @@ def effects(runs: Runs, metric: str = "validation_loss") -> list[Effect]:
     """Main effects and interactions of the largest complete factorial among the runs, intervals simultaneous."""
     names, of = variants(runs), factors_of(runs)
     factors = complete_factorial(runs)
-    cells = {frozenset(of[name]): n for n, name in enumerate(names)}
+    cells: dict[frozenset[str], int] = {}
+    for n, name in enumerate(names):
+        cells.setdefault(frozenset(of[name]), n)
     fit = _fit(runs, names, metric)
     found = []
     sets = [chosen for k in range(1, len(factors) + 1) for chosen in itertools.combinations(factors, k)]
@@ -184,6 +198,9 @@ def _fit(runs: Runs, names: list[str], metric: str, with_seeds: bool = True):
 def _contrast(fit, weights: np.ndarray, comparisons: int) -> Estimate:
     """A weighted sum of the variants' coefficients, its interval one of `comparisons`."""
     padded = np.concatenate((weights, np.zeros(len(fit.params) - len(weights))))
+    design = fit.model.exog
+    if not np.allclose(padded @ np.linalg.pinv(design) @ design, padded):
+        return Estimate(math.nan)
     value = float(padded @ fit.params)
     if fit.df_resid < 1:
         return Estimate(value)
@@ -196,6 +213,6 @@ def by_variant(runs: Iterable[dict[str, Any]], metric: str) -> dict[str, float]:
     """Mean of a metric over the seeds of each variant that has it."""
     values: dict[str, list[float]] = {}
     for run in runs:
-        if isinstance(value := run["metrics"].get(metric), int | float):
+        if is_number(value := run["metrics"].get(metric)):
             values.setdefault(run["variant"], []).append(value)
     return {name: float(np.mean(v)) for name, v in values.items()}

@@ -95,7 +95,7 @@ class LanguageModel(LightningModule):
     def _share_of_rate(self, step: int) -> float:
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(1, self.trainer.max_steps - self.warmup_steps)
+        progress = (step - self.warmup_steps) / max(1, self.trainer.max_steps - 1 - self.warmup_steps)
         return 0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:

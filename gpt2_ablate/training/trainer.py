@@ -49,8 +49,15 @@ def build(args: list[str] | dict[str, Any], callbacks: list, logger: Any = True)
         UserError: an unknown key, or a value of the wrong type.
     """
     quieten_lightning()
+    if isinstance(args, dict):
+        for key in ("model", "data", "trainer"):
+            if not isinstance(args.get(key, {}), dict):
+                raise UserError(f"{key}: {args[key]!r} should be keys and values")
+        seed = args.get("seed_everything", 0)
+        if not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise UserError(f"seed_everything: {seed!r} is not a seed; give a number from 0 to {2**32 - 1}")
     try:
-        return TrainingCLI(
+        cli = TrainingCLI(
             LanguageModel,
             TextData,
             run=False,
@@ -73,8 +80,17 @@ def build(args: list[str] | dict[str, Any], callbacks: list, logger: Any = True)
                 "enable_model_summary": False,
             },
         )
-    except ArgumentError as error:
+    except UserError:
+        raise
+    except (ArgumentError, ValueError, TypeError) as error:
         raise UserError(one_line(str(error))) from error
+    accumulate, interval = cli.trainer.accumulate_grad_batches, cli.trainer.val_check_interval
+    if isinstance(interval, int) and interval % accumulate:
+        raise UserError(
+            f"trainer.val_check_interval: {interval} batches end amid an optimizer step of {accumulate} "
+            f"(accumulate_grad_batches); give a multiple of {accumulate}"
+        )
+    return cli
 
 
 def one_line(message: str) -> str:

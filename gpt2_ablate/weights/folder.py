@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,7 +29,8 @@ def save_model(model: GPT2, folder: Path) -> None:
         partial.write_text(json.dumps(asdict(model.config), indent=1) + "\n")
         partial.replace(config)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise UserError(f"{folder}: the model cannot be written ({error}); free some space, or give another folder") from error
 
 
@@ -48,9 +50,12 @@ def load_model(folder: Path) -> GPT2:
         fields = json.loads(config.read_text())
         with torch.device("meta"):
             model = GPT2(GPT2Config(**fields))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{config}: is no configuration of a model ({error}); train it again, or give another folder") from error
+    try:
         tensors = load_file(weights)
-    except (OSError, SafetensorError, ValueError, TypeError) as error:
-        raise UserError(f"{folder}: the model cannot be read ({error}); train it again, or give another folder") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{weights}: cannot be read ({error}); train it again, or give another folder") from error
     wanted = {name: p.shape for name, p in model.named_parameters()}
     for name in sorted(wanted.keys() | tensors.keys()):
         found = tensors[name].shape if name in tensors else None

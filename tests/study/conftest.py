@@ -1,14 +1,19 @@
-"""One cache of token ids for this room, apart from the user's, and the study that many tests look at."""
+"""What holds for all tests of this room: where their processes keep things, and the study that many of them look at."""
 
 import pytest
+
+from gpt2_ablate.study import child
 
 from .tiny import cache_home, trained_study
 
 
 @pytest.fixture(scope="package", autouse=True)
-def own_cache():
+def own_processes():
+    """A cache apart from the user's; and one server for all children, which imports what they need once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", cache_home())
+        patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+        child.prepare(["gpt2_ablate.study.run", "gpt2_ablate.study.measure"])
         yield
 
 

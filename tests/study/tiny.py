@@ -52,7 +52,7 @@ def preset(corpus="corpus.txt", **changes):
             "config": {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 32}, "learning_rate": 2e-3, "warmup_steps": 2,
         },
         "data": {"corpus": str(corpus), "batch_size": 2, "validation_tokens": 128},
-        "trainer": {"max_steps": 10, "val_check_interval": 2, "log_every_n_steps": 2},
+        "trainer": {"max_steps": 8, "val_check_interval": 4, "log_every_n_steps": 2},
         "evaluation_tokens": 256,
     }  # fmt: skip
     return merge(content, changes)
@@ -166,10 +166,12 @@ def checkpoint_in(folder):
 # ---------------------------------------------------------------------------------------------------- a real study
 
 
-@functools.cache
 def trained_study(tmp_path_factory):
     """A folder with corpus.txt, tiny.yaml and, in out/, a finished study of baseline and rope; made once per session."""
-    folder = tmp_path_factory.mktemp("trained")
+    folder = tmp_path_factory.getbasetemp() / "trained"
+    if (folder / "stdout").exists():
+        return folder
+    folder.mkdir()
     write_corpus(folder / "corpus.txt")
     write_preset(folder / "tiny.yaml", "corpus.txt")
     status, out, err = cli(folder, "ablate", "--preset", "tiny.yaml", "--variants", "baseline,rope", "--out", "out")
@@ -245,7 +247,8 @@ def full(runs, ratio=None):
         cache = (256 if "gqa" in made_of else 512) * (8 if "swa" in made_of else 32)
         run["config"] = merge(FULL_CONFIG, {"model": {"config": changes}})
         run["metrics"] |= {
-            "validation_perplexity": 2.718281828**loss, "validation_bits_per_byte": loss / 2.8, "validation_loss_late": loss - 0.1,
+            "validation_perplexity": 2.718281828**loss, "validation_bits_per_byte": loss / 2.8,
+            "validation_loss_late": loss - 0.1,
             "parameters_total": 800_000 - 500 * len(made_of), "parameters_attention": 2000, "kv_bytes_full": cache,
             "kv_bytes_per_token": 256 if "gqa" in made_of else 512, "training_flops_per_token": 5e6, "run_seconds": 2.0,
             "training_peak_bytes": 10_000_000, "training_tokens_per_second": 4000 * speed, "training_speed_ratio": speed,

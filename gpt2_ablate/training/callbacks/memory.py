@@ -13,7 +13,7 @@ class Memory(Callback):
     """Logs, at the end, memory/peak_bytes, /weight_bytes, /optimizer_bytes, /kv_bytes_per_token (what one more token
     adds to the cache) and /kv_bytes_full (at full context), the cache in the dtype of the weights."""
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         config = pl_module.model.config  # type: ignore[union-attr]
         state = (value for values in trainer.optimizers[0].state.values() for value in values.values())
         self.values = {

@@ -20,7 +20,8 @@ class Perplexity(Callback):
 
     def __init__(self) -> None:
         self.curves: dict[str, Curve] = {"train": [], "validation": []}
-        self.mean = MeanMetric()
+        # A batch whose loss is no number stays that, and is not dropped ("disable" would also drop the weights).
+        self.mean = MeanMetric(nan_strategy=math.nan)
 
     def state_dict(self) -> dict:
         return {"curves": self.curves}
@@ -45,8 +46,8 @@ class Perplexity(Callback):
         self.mean.update(outputs, weight=(batch[1] >= 0).sum())
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loss = self.mean.compute().item()
-        self.curves["validation"].append((trainer.global_step, loss))
+        loss = self.mean.compute()
+        self.curves["validation"].append((trainer.global_step, loss.item()))
         bytes_per_token = trainer.datamodule.bytes_per_token  # type: ignore[attr-defined]
-        values = {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": loss / math.log(2) / bytes_per_token}
+        values = {"loss": loss, "perplexity": loss.exp(), "bits_per_byte": loss / math.log(2) / bytes_per_token}
         pl_module.log_dict({f"validation/{name}": value for name, value in values.items()})

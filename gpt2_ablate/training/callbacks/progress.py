@@ -21,6 +21,8 @@ class Progress(Callback):
         self.tell, self.throughput = tell, throughput
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
         loss = trainer.callback_metrics.get("train/loss")
         self.tell({
             "step": trainer.global_step,

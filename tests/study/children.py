@@ -1,0 +1,64 @@
+"""What children do in test_child.py; imported by name in processes of their own."""
+
+import os
+import signal
+import sys
+import time
+
+from gpt2_ablate.errors import UserError
+
+
+def add(a, b, tell):
+    tell({"adding": [a, b]})
+    print("printed by the child")
+    print("and complained", file=sys.stderr)
+    return a + b
+
+
+def fail(tell):
+    raise RuntimeError("the first line\nthe second line")
+
+
+def fail_without_words(tell):
+    raise RuntimeError
+
+
+def refuse(tell):
+    raise UserError("batch_size: 0 is too small; give 1 or more")
+
+
+def kill(name, tell):
+    os.kill(os.getpid(), getattr(signal, name))
+    time.sleep(10)
+
+
+def leave(tell):
+    os._exit(7)
+
+
+def meet(number, tell):
+    try:
+        raise OSError(number, os.strerror(number), "/some/file")
+    except OSError as error:
+        raise RuntimeError("saving went wrong") from error
+
+
+def wait(seconds, tell):
+    tell({"pid": os.getpid()})
+    time.sleep(seconds)
+
+
+def pid(tell):
+    return os.getpid(), os.getppid()
+
+
+def train_until(stop_at, run, fingerprint, folder, logs, tell):
+    """A real run that breaks down after a step, or when a phase begins, or not at all."""
+    from gpt2_ablate.study.run import train_run
+
+    def pass_on(news):
+        tell(news)
+        if stop_at in (news.get("step"), news.get("phase")) and stop_at:
+            raise RuntimeError("broke down")
+
+    train_run(run, fingerprint, folder, logs, tell=pass_on)

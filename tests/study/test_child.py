@@ -1,0 +1,109 @@
+"""What happens in a child happens to it alone, and its end is told in one line."""
+
+import errno
+import os
+import time
+
+import psutil
+import pytest
+
+from gpt2_ablate.errors import UserError
+from gpt2_ablate.study import child
+
+from .tiny import refusal, wait_until
+
+
+@pytest.fixture
+def call(tmp_path):
+    """A function that runs a function of children.py, with what it told in call.told."""
+
+    def run(name, *args, tell=None, tick=lambda: None):
+        tell = tell or run.told.append
+        return child.run_in_child(f"{__package__}.children:{name}", *args, log=tmp_path / "log", tell=tell, tick=tick)
+
+    run.told, run.log = [], tmp_path / "log"
+    return run
+
+
+def test_result_news_and_prints_come_back(call):
+    assert call("add", 2, 3) == 5
+    assert call.told == [{"adding": [2, 3]}]
+    assert call.log.read_text() == "printed by the child\nand complained\n"
+
+
+def test_the_log_of_an_earlier_child_is_kept(call):
+    call("add", 2, 3)
+    call("add", 2, 3)
+    assert call.log.read_text().count("printed by the child") == 2
+
+
+def test_every_call_has_a_process_of_its_own(call):
+    (first, _), (second, _) = call("pid"), call("pid")
+    assert len({first, second, os.getpid()}) == 3
+
+
+def test_an_exception_is_one_line_and_its_traceback_is_in_the_log(call):
+    with pytest.raises(child.Failure) as raised:
+        call("fail")
+    assert refusal(raised) == "RuntimeError: the first line"
+    assert "Traceback" in call.log.read_text() and "the second line" in call.log.read_text()
+
+
+def test_an_exception_without_words_has_a_name(call):
+    with pytest.raises(child.Failure, match="RuntimeError"):
+        call("fail_without_words")
+
+
+def test_what_the_user_did_wrong_is_told_as_it_is(call):
+    with pytest.raises(child.Failure) as raised:
+        call("refuse")
+    assert refusal(raised) == "batch_size: 0 is too small; give 1 or more"
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV", "SIGTERM"])
+def test_a_signal_is_told_by_name(call, name):
+    with pytest.raises(child.Failure) as raised:
+        call("kill", name)
+    assert name in refusal(raised)
+    assert ("memory" in refusal(raised)) == (name == "SIGKILL")
+
+
+def test_an_end_without_a_result_is_told(call):
+    with pytest.raises(child.Failure, match="7"):
+        call("leave")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+def test_what_will_fail_every_other_run_too_is_the_users_to_mend(call, number):
+    """Also where it is only the cause of what was raised. One line says what, and where."""
+    with pytest.raises(UserError) as raised:
+        call("meet", number)
+    assert os.strerror(number) in refusal(raised) and "/some/file" in refusal(raised)
+
+
+def test_other_errors_of_the_system_concern_one_run(call):
+    with pytest.raises(child.Failure):
+        call("meet", errno.ENOENT)
+
+
+def test_while_nothing_is_told_the_picture_moves(call):
+    ticks = []
+    call("wait", 1.1, tick=lambda: ticks.append(time.monotonic()))
+    assert len(ticks) >= 3
+
+
+def test_a_child_does_not_outlive_a_parent_that_stops(call):
+    told = []
+
+    def stop(news):
+        told.append(news)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        call("wait", 60, tell=stop)
+    wait_until(lambda: not psutil.pid_exists(told[0]["pid"]), 10)
+
+
+def test_a_function_that_is_not_there_is_a_failure(call):
+    with pytest.raises(child.Failure, match="nonesuch"):
+        call("nonesuch")

@@ -1,0 +1,108 @@
+"""One run: what it leaves behind, and that breaking down in between changes nothing."""
+
+import pytest
+
+from gpt2_ablate.study import child
+from gpt2_ablate.study.plan import load_plan
+from gpt2_ablate.study.record import read_record
+
+from .tiny import outcome, record_of
+
+LOGS = "out/reports/tensorboard/tiny/baseline/seed-0"
+
+
+@pytest.fixture
+def train(trained, tmp_path, monkeypatch):
+    """A function that trains the baseline of the trained study once more; returns the news it told."""
+    monkeypatch.chdir(trained)
+    (run,) = load_plan("tiny.yaml", ["baseline"], [0]).runs
+    folder, logs = tmp_path / "run", tmp_path / "logs" / "seed-0"
+    folder.mkdir()
+    logs.mkdir(parents=True)
+
+    def once_more(stop_at=None, fingerprint=None):
+        fingerprint = fingerprint or record_of(trained / "out", "baseline")["fingerprint"]
+        told = []
+        child.run_in_child(
+            f"{__package__}.children:train_until", stop_at, run, fingerprint, folder, logs,
+            log=folder / "train.log", tell=told.append, tick=lambda: None,
+        )  # fmt: skip
+        return told
+
+    once_more.folder, once_more.logs = folder, logs
+    return once_more
+
+
+def break_down(train, after):
+    with pytest.raises(child.Failure, match="broke down"):
+        train(stop_at=after)
+
+
+def steps(news):
+    return [n["step"] for n in news if "step" in n]
+
+
+def curves(logs):
+    """Every scalar that TensorBoard shows, but for speeds: tag -> [(step, value)]."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(logs)).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith(("throughput/", "memory/"))]
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
+
+
+def test_broken_off_and_taken_up_again_it_ends_as_if_nothing_had_been(train, trained):
+    break_down(train, after=5)
+    assert [file.name for file in train.folder.glob("*.ckpt")] == ["step=4.ckpt"]
+    assert not (train.folder / "record.json").exists()
+    assert steps(train()) == [5, 6, 7, 8]
+    assert outcome(read_record(train.folder / "record.json")) == outcome(record_of(trained / "out", "baseline"))
+    whole = trained / "out" / "checkpoints" / "tiny" / "baseline" / "seed-0" / "model.safetensors"
+    assert (train.folder / "model.safetensors").read_bytes() == whole.read_bytes()
+    assert curves(train.logs) == curves(trained / LOGS)
+    assert list(train.folder.glob("*.ckpt")) == []
+
+
+def test_broken_off_while_scoring_it_only_scores(train, trained):
+    break_down(train, after="scoring")
+    assert steps(train()) == []
+    assert outcome(read_record(train.folder / "record.json")) == outcome(record_of(trained / "out", "baseline"))
+
+
+def test_a_broken_checkpoint_is_named_and_not_used(train, trained):
+    break_down(train, after=5)
+    checkpoint = next(train.folder.glob("*.ckpt"))
+    checkpoint.write_bytes(checkpoint.read_bytes()[: checkpoint.stat().st_size // 2])
+    news = train()
+    (warning,) = [n["warning"] for n in news if "warning" in n]
+    assert str(checkpoint) in warning and "\n" not in warning
+    assert steps(news) == list(range(1, 9))
+    assert outcome(read_record(train.folder / "record.json")) == outcome(record_of(trained / "out", "baseline"))
+
+
+def test_what_another_run_left_is_not_continued(train, trained):
+    break_down(train, after=5)
+    assert steps(train(fingerprint="another")) == list(range(1, 9))
+    assert len(list(train.logs.glob("events*"))) == len(list((trained / LOGS).glob("events*")))
+    assert curves(train.logs) == curves(trained / LOGS)
+
+
+def test_news_tell_how_far_it_is(train):
+    news = train()
+    assert [(n["step"], n["steps"]) for n in news if "step" in n] == [(step, 8) for step in range(1, 9)]
+    assert {"phase": "scoring"} in news
+    assert all(n["loss"] > 0 and n["tokens_per_second"] > 0 for n in news if n.get("step", 0) > 2)
+
+
+def test_the_record_says_what_came_of_it(trained):
+    record = record_of(trained / "out", "baseline")
+    metrics = record["metrics"]
+    assert record["status"] == "finished" and record["schema"] == 1
+    assert 5 < metrics["validation_loss"] < 11 and 5 < metrics["test_loss"] < 11
+    assert metrics["validation_bits_per_byte"] < metrics["validation_loss"] / 0.69
+    assert [step for step, _ in record["curves"]["validation"]] == [4, 8]
+    assert record["sample"].startswith("the king")
+    assert metrics["parameters_total"] == sum(v for k, v in metrics.items() if k.startswith("parameters_") and "total" not in k)
+    assert record["loss_by_position"][0]["from"] == 0 and record["loss_by_position"][-1]["to"] == 32
+    assert "loss_by_position_beyond" not in record
+    assert "loss_by_position_beyond" in record_of(trained / "out", "rope")
