@@ -249,9 +249,9 @@ class TestTrain:
         monkeypatch.chdir(tmp_path)
 
     def test_the_configuration_of_a_run_can_be_run_by_hand(self, run_folder, tmp_path):
-        assert main(["train", "--config", str(run_folder / "config.yaml"), "--trainer.max_steps", "2"]) == 0
+        assert main(["train", "--config", str(run_folder / "config.yaml"), "--trainer.max_steps", "4"]) == 0
         (checkpoint,) = tmp_path.rglob("*.ckpt")
-        assert "step=2" in checkpoint.name
+        assert "step=4" in checkpoint.name
 
     @pytest.mark.parametrize(
         ("arguments", "words"),

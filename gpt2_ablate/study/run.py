@@ -57,6 +57,7 @@ def train_run(run: Run, fingerprint: str, folder: Path, logs: Path, tell: Callab
         cli = build(run.config, callbacks, logger)
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=resume, weights_only=True)
 
+        cli.model.to(cli.trainer.strategy.root_device)  # Lightning has moved it back to the CPU
         tell({"phase": "scoring"})
         metrics, details = _evaluate(cli, run.evaluation_tokens)
         metrics |= {

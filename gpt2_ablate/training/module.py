@@ -45,6 +45,10 @@ class LanguageModel(LightningModule):
             raise UserError(f"learning_rate: {learning_rate} does not train; give a number above 0")
         if warmup_steps < 0:
             raise UserError(f"warmup_steps: {warmup_steps} is negative; give 0 or more")
+        if not weight_decay >= 0:
+            raise UserError(f"weight_decay: {weight_decay} would let weights grow; give 0 or more")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise UserError(f"betas: {betas} are not shares of the past to keep; give numbers from 0 up to, not including, 1")
         self.learning_rate, self.warmup_steps = learning_rate, warmup_steps
         self.weight_decay, self.betas = weight_decay, betas
         self.seed = torch.initial_seed() % 2**32

@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from gpt2_ablate.data.module import TextData
+from gpt2_ablate.data.tokenizer import END_OF_TEXT_ID
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.machine import auto_precision
 from gpt2_ablate.training.module import LanguageModel
@@ -84,13 +85,28 @@ def build(args: list[str] | dict[str, Any], callbacks: list, logger: Any = True)
         raise
     except (ArgumentError, ValueError, TypeError) as error:
         raise UserError(one_line(str(error))) from error
-    accumulate, interval = cli.trainer.accumulate_grad_batches, cli.trainer.val_check_interval
-    if isinstance(interval, int) and interval % accumulate:
+    _check(cli)
+    return cli
+
+
+def _check(cli: TrainingCLI) -> None:
+    """What Lightning lets pass and trips over later, or ignores."""
+    settings, accumulate = cli.config.trainer, cli.trainer.accumulate_grad_batches
+    for key in ("accumulate_grad_batches", "log_every_n_steps"):
+        if settings[key] < 1:
+            raise UserError(f"trainer.{key}: {settings[key]} is too small; give 1 or more")
+    if isinstance(settings.val_check_interval, int) and settings.val_check_interval % accumulate:
         raise UserError(
-            f"trainer.val_check_interval: {interval} batches end amid an optimizer step of {accumulate} "
+            f"trainer.val_check_interval: {settings.val_check_interval} batches end amid an optimizer step of {accumulate} "
             f"(accumulate_grad_batches); give a multiple of {accumulate}"
         )
-    return cli
+    if settings.gradient_clip_algorithm not in (None, "norm"):
+        raise UserError(f"trainer.gradient_clip_algorithm: {settings.gradient_clip_algorithm!r} is not done here; give norm")
+    vocab_size = cli.model.model.config.vocab_size
+    if vocab_size <= END_OF_TEXT_ID:
+        raise UserError(
+            f"model.config.vocab_size: {vocab_size} is smaller than the tokenizer's; give {END_OF_TEXT_ID + 1} or more"
+        )
 
 
 def one_line(message: str) -> str:

@@ -48,7 +48,7 @@ def load_model(folder: Path) -> GPT2:
             )
     try:
         fields = json.loads(config.read_text())
-        with torch.device("meta"):
+        with torch.random.fork_rng():  # what is drawn here is overwritten below
             model = GPT2(GPT2Config(**fields))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{config}: is no configuration of a model ({error}); train it again, or give another folder") from error
@@ -63,6 +63,5 @@ def load_model(folder: Path) -> GPT2:
             raise UserError(
                 f"{weights}: {name}: shape {found} where model.json asks for {wanted.get(name)}; the two do not belong together"
             )
-    model = GPT2(model.config)  # buffers are made anew, weights are replaced
     model.load_state_dict(tensors, strict=False)
     return model.eval()

@@ -17,7 +17,7 @@ class Memory(Callback):
         config = pl_module.model.config  # type: ignore[union-attr]
         state = (value for values in trainer.optimizers[0].state.values() for value in values.values())
         self.values = {
-            "peak_bytes": peak_bytes(pl_module.device),
+            "peak_bytes": peak_bytes(trainer.strategy.root_device),  # the module itself is back on the CPU by now
             "weight_bytes": sum(p.nbytes for p in pl_module.parameters()),
             "optimizer_bytes": sum(value.nbytes for value in state if torch.is_tensor(value)),
             "kv_bytes_per_token": KVCache(config, capacity=1).nbytes,  # type: ignore[arg-type]
