@@ -93,7 +93,7 @@ def test_while_nothing_is_told_the_picture_moves(call):
 
 
 def test_a_child_does_not_outlive_a_parent_that_stops(call):
-    told = []
+    told, start = [], time.monotonic()
 
     def stop(news):
         told.append(news)
@@ -102,6 +102,7 @@ def test_a_child_does_not_outlive_a_parent_that_stops(call):
     with pytest.raises(KeyboardInterrupt):
         call("wait", 60, tell=stop)
     wait_until(lambda: not psutil.pid_exists(told[0]["pid"]), 10)
+    assert time.monotonic() - start < 30  # it did not wait for the child's own end
 
 
 def test_a_function_that_is_not_there_is_a_failure(call):

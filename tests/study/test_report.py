@@ -31,7 +31,10 @@ from .tiny import (
 DOWN, UP = r"\b(lowers|below the baseline|nats better than|predicts best)\b", r"\b(raises|nats worse than)\b"
 LOSS_CLAIMS = f"{DOWN}|{UP}|not independent"
 SPEED_CLAIMS = r"\b(trains|generates) (faster|slower) than\b"
-RATIOS = {"rope": (0.8, 0.7, 0.9), "gqa": (1.2, 1.1, 1.3), "swa": (1.0, 0.9, 1.1)}
+RATIOS = {
+    "rope": (0.8, 0.7, 0.9), "gqa": (1.2, 1.1, 1.3), "swa": (1.0, 0.9, 1.1), "rope-gqa": (1.05, 0.95, 1.15),
+    "rope-swa": (0.95, 0.85, 1.05),
+}  # fmt: skip
 STRONG = {("rope",): -0.3, ("gqa",): 0.2}
 
 

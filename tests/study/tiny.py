@@ -137,7 +137,7 @@ def members(process):
     return alive
 
 
-def wait_until(true, seconds=90):
+def wait_until(true, seconds=300):
     """The first result of true() that counts as true."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
