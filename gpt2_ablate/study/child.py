@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import importlib
+import itertools
 import multiprocessing
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from gpt2_ablate.errors import UserError
 
@@ -35,48 +38,90 @@ def prepare(modules: list[str]) -> None:
     _CONTEXT.set_forkserver_preload(modules)
 
 
-def run_in_child(function: str, *args: Any, log: Path, tell: Callable[[Any], None], tick: Callable[[], None]) -> Any:
-    """Call function(*args, tell=send) in a child and return its result.
+@dataclass(frozen=True)
+class Job:
+    """A call of function(*args, tell=send) for a child to make.
 
-    Args:
+    Attributes:
         function: "module:name"; by name, so that the parent need not import what only children use.
         log: file that receives whatever the child prints.
         tell: receives what the child sends.
-        tick: called a few times a second while nothing is sent.
+        key: whatever the caller knows the job by.
+    """
+
+    function: str
+    args: tuple
+    log: Path
+    tell: Callable[[Any], None]
+    key: Any = None
+
+
+def run_in_child(function: str, *args: Any, log: Path, tell: Callable[[Any], None], tick: Callable[[], None]) -> Any:
+    """Do one `Job` and return its result; tick is called a few times a second while nothing is sent.
 
     Raises:
         Failure: the child raised an exception or was killed.
         MachineFailure: it met a full disk or a place that cannot be written.
     """
-    ours, theirs = _CONTEXT.Pipe()
-    process = _CONTEXT.Process(target=_child, args=(function, args, log, theirs), daemon=True)
-    process.start()
-    theirs.close()
+    [(_, result)] = run_side_by_side([Job(function, args, log, tell)], 1, tick)
+    if isinstance(result, Failure):
+        raise result
+    return result
+
+
+def run_side_by_side(jobs: Iterable[Job], at_once: int, tick: Callable[[], None]) -> Iterator[tuple[Job, Any]]:
+    """Do jobs, some at a time, each in a child of its own: yields every job with its result, or its Failure, as it ends.
+
+    Args:
+        jobs: the next one is asked for when a child is free to do it.
+        at_once: how many children there are at most.
+        tick: called a few times a second while no child sends anything.
+
+    Raises:
+        MachineFailure: a child met a full disk or a place that cannot be written; the others are ended.
+    """
+    waiting = iter(jobs)
+    running: dict[Connection, tuple[Job, BaseProcess]] = {}
     try:
         while True:
-            if not ours.poll(0.25):
+            for job in itertools.islice(waiting, at_once - len(running)):
+                ours, theirs = _CONTEXT.Pipe()
+                started = _CONTEXT.Process(target=_child, args=(job.function, job.args, job.log, theirs), daemon=True)
+                started.start()
+                theirs.close()
+                running[ours] = job, started
+            if not running:
+                return
+            ready = cast(list[Connection], wait(running, timeout=0.25))
+            if not ready:
                 tick()
-                continue
-            try:
-                kind, content = ours.recv()
-            except (EOFError, OSError):
-                process.join()
-                raise Failure(_why(process.exitcode)) from None
-            if kind == "told":
-                tell(content)
-            elif kind == "done":
-                process.join()
-                return content
-            elif kind == "machine":
-                raise MachineFailure(content)
-            else:
-                raise Failure(content)
+            for pipe in ready:
+                job, process = running[pipe]
+                try:
+                    kind, content = pipe.recv()
+                except (EOFError, OSError):
+                    process.join()
+                    kind, content = "failed", _why(process.exitcode)
+                if kind == "told":
+                    job.tell(content)
+                    continue
+                del running[pipe]
+                _end(pipe, process)
+                if kind == "machine":
+                    raise MachineFailure(content)
+                yield job, content if kind == "done" else Failure(content)
     finally:
-        ours.close()
-        process.join(1)
-        if process.is_alive():
-            process.kill()
-            process.join()
+        for pipe, (_, unfinished) in running.items():
+            _end(pipe, unfinished)
+
+
+def _end(pipe: Connection, process: BaseProcess) -> None:
+    """Without its parent's ear, a child that is still at work has nothing to live for."""
+    pipe.close()
+    process.join(1)
+    if process.is_alive():
+        process.kill()
+        process.join()
 
 
 def _child(function: str, args: tuple, log: Path, pipe: Connection) -> None:

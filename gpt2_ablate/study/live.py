@@ -23,7 +23,8 @@ class _Row:
     seed: int
     steps: int
     step: int = 0
-    resumed_at: int = 0
+    trained: int = 0  # steps since this command began: what a resumed run did before is no measure of today's speed
+    last_line: float = 0.0
     state: str = "waiting"
     loss: float | None = None
     tokens_per_second: float = 0.0
@@ -40,10 +41,7 @@ class Live:
         self.fresh = self.console.is_terminal
         # Refreshed by hand: a thread of its own would make starting children unsafe.
         self.screen = RichLive(console=self.console, auto_refresh=False, transient=True) if self.fresh else None
-        self.last_line = 0.0
-        self.trained_seconds = 0.0
-        self.trained_steps = 0
-        self.run_started = 0.0
+        self.began: float | None = None  # when the first run did
 
     def __enter__(self) -> Live:
         if self.screen:
@@ -75,7 +73,8 @@ class Live:
 
     def start(self, n: int) -> None:
         row = self.rows[n]
-        row.state, row.step, self.run_started = "running", 0, time.monotonic()
+        row.state, row.step, row.last_line = "running", 0, time.monotonic()
+        self.began = self.began or row.last_line
         if not self.screen:
             self._print(f"[{n + 1}/{len(self.rows)}] {row.name}, seed {row.seed}: started{self._left()}")
         self.tick()
@@ -89,11 +88,11 @@ class Live:
         if "phase" in news:
             row.state = news["phase"]
         else:
-            if not row.step:  # a resumed run: what it did before is no measure of today's speed
-                row.resumed_at = news["step"] - 1
+            row.trained += news["step"] - row.step if row.step else 1
             row.step, row.loss = news["step"], news["loss"] if news["loss"] is not None else row.loss
             row.tokens_per_second = news["tokens_per_second"] or row.tokens_per_second
-        if not self.screen and time.monotonic() - self.last_line > LINE_EVERY:
+        if not self.screen and time.monotonic() - row.last_line > LINE_EVERY:
+            row.last_line = time.monotonic()
             loss = "" if row.loss is None else f", loss {row.loss:.3f}"
             speed = "" if not row.tokens_per_second else f", {row.tokens_per_second:,.0f} tokens/s"
             self._print(f"      {row.name}, seed {row.seed}: step {row.step}/{row.steps}{loss}{speed}{self._left()}")
@@ -101,7 +100,6 @@ class Live:
 
     def finish(self, n: int, loss: float) -> None:
         row = self.rows[n]
-        self._account(row)
         row.state, row.loss, row.step = "finished", loss, row.steps
         if not self.screen:
             self._print(
@@ -111,7 +109,6 @@ class Live:
 
     def fail(self, n: int, why: str) -> None:
         row = self.rows[n]
-        self._account(row)
         row.state, row.step = "failed", row.steps
         self._print(f"{row.name}, seed {row.seed}: failed: {why}", style="red")
         self.tick()
@@ -125,23 +122,17 @@ class Live:
         if self.screen:
             self.screen.update(self._picture(), refresh=True)
 
-    def _account(self, row: _Row) -> None:
-        self.trained_seconds += time.monotonic() - self.run_started
-        self.trained_steps += row.step - row.resumed_at
-
     def _left(self) -> str:
         seconds = self._seconds_left()
         return "" if seconds is None else f", about {_duration(seconds)} left"
 
     def _seconds_left(self) -> float | None:
         """From the average of all steps trained since this command began, scoring included."""
-        running = [row for row in self.rows if row.state in ("running", "scoring")]
-        steps = self.trained_steps + sum(row.step - row.resumed_at for row in running)
-        seconds = self.trained_seconds + (time.monotonic() - self.run_started if running else 0.0)
-        if steps < 5 or seconds <= 0:
+        trained = sum(row.trained for row in self.rows)
+        if self.began is None or trained < 5:
             return None
         left = sum(row.steps - row.step for row in self.rows if row.state in ("waiting", "running"))
-        return left * seconds / steps
+        return left * (time.monotonic() - self.began) / trained
 
     def _picture(self) -> Group:
         table = Table(title=self.title, title_justify="left", box=None, padding=(0, 2, 0, 0))
@@ -162,7 +153,6 @@ class Live:
         return Group(table, Text(foot))
 
     def _print(self, text: str, style: str | None = None) -> None:
-        self.last_line = time.monotonic()
         self.console.print(text, style=style, markup=False)  # a path or an error may hold brackets
 
 

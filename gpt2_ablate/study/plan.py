@@ -16,7 +16,7 @@ from gpt2_ablate.errors import UserError
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 VARIANT_KEYS = {"order", "title", "factors", "model", "paper", "idea", "challenges", "worth"}
-PRESET_KEYS = {"title", "seeds", "sizes", "prompt", "model", "data", "trainer", "evaluation_tokens"}
+PRESET_KEYS = {"title", "seeds", "sizes", "prompt", "model", "data", "trainer", "evaluation_tokens", "at_once"}
 TEXTS = ("title", "paper", "idea", "challenges", "worth")
 
 
@@ -64,11 +64,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """All runs of a study, variants in the order of the report, and what holds for all of them."""
+    """All runs of a study, variants in the order of the report, and what holds for all of them.
+
+    Attributes:
+        at_once: how many runs are trained side by side, each with its share of the cores: a small model trains faster on
+            one core than on two halves of its time.
+    """
 
     preset: str
     title: str
     runs: list[Run]
+    at_once: int = 1
 
     @property
     def data(self) -> dict[str, Any]:
@@ -111,6 +117,8 @@ def load_plan(
             raise UserError(f"{file}: trainer.{key}: {value!r} is not a number of steps; give a whole number from 1")
     if not _is_count(value := wanted.get("evaluation_tokens", 1)):
         raise UserError(f"{file}: evaluation_tokens: {value!r} is not a number of tokens; give a whole number from 1")
+    if not _is_count(value := wanted.get("at_once", 1)):
+        raise UserError(f"{file}: at_once: {value!r} is not a number of runs; give a whole number from 1")
     if not isinstance(value := wanted.get("prompt", "The"), str) or not value:
         raise UserError(f"{file}: prompt: {value!r} should be a text")
     _require_mapping(file, "sizes", wanted.get("sizes") or {})
@@ -123,7 +131,7 @@ def load_plan(
     ]
     # Seed by seed, so that a study stopped early is a whole study with fewer seeds.
     runs.sort(key=lambda run: (list(chosen).index(run.seed), run.order, run.variant))
-    return Plan(file.stem, str(wanted.get("title", file.stem)), runs)
+    return Plan(file.stem, str(wanted.get("title", file.stem)), runs, wanted.get("at_once", 1))
 
 
 def _runs_of_variant(file: Path, preset_file: Path, preset: dict, seeds: Iterable[int]) -> list[Run]:

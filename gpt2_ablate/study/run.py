@@ -29,15 +29,19 @@ CONTEXTS = (256, 512, 1024, 2048, 4096, 8192, 16384)  # tokens, at which costs a
 BINS = 16  # of places in the context, in which losses are averaged
 
 
-def train_run(run: Run, fingerprint: str, folder: Path, logs: Path, tell: Callable[[dict], None]) -> None:
+def train_run(
+    run: Run, fingerprint: str, folder: Path, logs: Path, at_once: int, tell: Callable[[dict], None]
+) -> None:  # fmt: skip
     """Train one variant with one seed, from its last checkpoint if there is one, and write its record.
 
     Args:
         fingerprint: of the run; a checkpoint with another one is not continued.
         folder: where config.yaml, checkpoints, the model and record.json go.
         logs: where TensorBoard's files go.
+        at_once: how many runs share the machine; this one takes its share of the cores.
         tell: receives progress, as {"step", "steps", "loss", "tokens_per_second"} or {"phase"} or {"warning"}.
     """
+    torch.set_num_threads(max(1, torch.get_num_threads() // at_once))
     with FileLock(folder / ".lock"):  # an earlier process of this run may still be at its last step
         resume = _checkpoint_to_resume(folder, fingerprint, tell)
         if resume is None:

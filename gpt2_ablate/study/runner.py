@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -71,10 +72,9 @@ def carry_out(plan: Plan, out: Path, neighbours: Plan | None = None) -> list[Rec
         fingerprints = [run.fingerprint(corpus.digest) for run in plan.runs]
         records = [_kept(folders, run, f, live) for run, f in zip(plan.runs, fingerprints, strict=True)]
         live.begin([record is not None for record in records])
-        done = [
-            record or _train(plan, folders, n, fingerprint, live)
-            for n, (record, fingerprint) in enumerate(zip(records, fingerprints, strict=True))
-        ]
+        todo = [n for n, record in enumerate(records) if record is None]
+        trained = _train(plan, folders, todo, fingerprints, live)
+        done = [record or trained[n] for n, record in enumerate(records)]
         planned = {run.path for run in plan.runs}
         around = [run for run in (neighbours.runs if neighbours else []) if run.path not in planned]
         done += [r for run in around if (r := _kept(folders, run, run.fingerprint(corpus.digest), live)) is not None]
@@ -108,31 +108,41 @@ def _kept(folders: Folders, run: Run, fingerprint: str, live: Live) -> Record | 
     return {**record, "texts": run.texts, "factors": list(run.factors), "order": run.order}
 
 
-def _train(plan: Plan, folders: Folders, n: int, fingerprint: str, live: Live) -> Record:
-    run = plan.runs[n]
-    folder, logs = folders.run(run), folders.tensorboard(run)
-    _make(folder)
-    _make(logs)
-    (folder / "record.json").unlink(missing_ok=True)
-    live.start(n)
-    try:
-        child.run_in_child(
-            f"{RUN}:train_run", run, fingerprint, folder, logs,
-            log=folder / "train.log", tell=lambda news: live.news(n, news), tick=live.tick,
-        )  # fmt: skip
-    except child.Failure as failure:
-        live.fail(n, f"{failure}; see {folder / 'train.log'}")
-        record = {
-            "schema": SCHEMA, "fingerprint": fingerprint, "preset": run.preset, "variant": run.variant, "seed": run.seed,
-            "status": "failed", "error": str(failure), "factors": list(run.factors), "order": run.order, "texts": run.texts,
-            "config": run.config, "metrics": {}, "environment": {},
-        }  # fmt: skip
-        write_json(folder / "record.json", record)
-        return record
-    finished = read_record(folder / "record.json")
-    assert finished is not None
-    live.finish(n, finished["metrics"]["validation_loss"])
-    return finished
+def _train(plan: Plan, folders: Folders, todo: list[int], fingerprints: list[str], live: Live) -> dict[int, Record]:
+    """Train the runs of these numbers, as many side by side as the preset says; returns their records by number."""
+
+    def jobs() -> Iterator[child.Job]:
+        for n in todo:
+            run = plan.runs[n]
+            folder, logs = folders.run(run), folders.tensorboard(run)
+            _make(folder)
+            _make(logs)
+            (folder / "record.json").unlink(missing_ok=True)
+            live.start(n)
+            args = (run, fingerprints[n], folder, logs, plan.at_once)
+            yield child.Job(f"{RUN}:train_run", args, folder / "train.log", functools.partial(live.news, n), key=n)
+
+    records = {}
+    for job, result in child.run_side_by_side(jobs(), plan.at_once, live.tick):
+        n, run = job.key, plan.runs[job.key]
+        if isinstance(result, child.Failure):
+            live.fail(n, f"{result}; see {job.log}")
+            records[n] = _failed(run, fingerprints[n], str(result))
+            write_json(folders.run(run) / "record.json", records[n])
+            continue
+        finished = read_record(folders.run(run) / "record.json")
+        assert finished is not None
+        live.finish(n, finished["metrics"]["validation_loss"])
+        records[n] = finished
+    return records
+
+
+def _failed(run: Run, fingerprint: str, error: str) -> Record:
+    return {
+        "schema": SCHEMA, "fingerprint": fingerprint, "preset": run.preset, "variant": run.variant, "seed": run.seed,
+        "status": "failed", "error": error, "factors": list(run.factors), "order": run.order, "texts": run.texts,
+        "config": run.config, "metrics": {}, "environment": {},
+    }  # fmt: skip
 
 
 def _add_measurements(plan: Plan, folders: Folders, records: list[Record], live: Live) -> None:

@@ -61,4 +61,4 @@ def train_until(stop_at, run, fingerprint, folder, logs, tell):
         if stop_at in (news.get("step"), news.get("phase")) and stop_at:
             raise RuntimeError("broke down")
 
-    train_run(run, fingerprint, folder, logs, tell=pass_on)
+    train_run(run, fingerprint, folder, logs, 1, tell=pass_on)
