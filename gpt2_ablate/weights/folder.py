@@ -3,16 +3,44 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.model import GPT2, GPT2Config
+from gpt2_ablate.weights.build import check_numbers, empty_model, fill
+from gpt2_ablate.weights.tensors import open_tensors
+
+CONFIG, WEIGHTS = "model.json", "model.safetensors"
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which appears as `folder` when all is written, and never in part.
+
+    Raises:
+        UserError: `folder` holds something already, or cannot be written.
+    """
+    folder = Path(folder).resolve()
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder}: is there already, and is not an empty folder; give another one")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.replace(folder)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not isinstance(error, OSError | SafetensorError):
+            raise
+        raise UserError(f"{folder}: cannot be written ({error}); free some space, or give another folder") from error
 
 
 def save_model(model: GPT2, folder: Path) -> None:
@@ -21,26 +49,42 @@ def save_model(model: GPT2, folder: Path) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    weights, config = folder / "model.safetensors", folder / "model.json"
+    try:
+        _write(model, folder)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder}: the model cannot be written ({error}); free some space, or give another folder") from error
+
+
+def save_new_model(model: GPT2, folder: Path) -> None:
+    """Write a model as a folder that is not there yet, whole or not at all.
+
+    Raises:
+        UserError: the folder holds something already, or cannot be written.
+    """
+    with new_folder(folder) as out:
+        _write(model, out)
+
+
+def _write(model: GPT2, folder: Path) -> None:
     partial = folder / ".partial"
     try:
         save_file({name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}, partial)
-        partial.replace(weights)
+        partial.replace(folder / WEIGHTS)
         partial.write_text(json.dumps(asdict(model.config), indent=1) + "\n")
-        partial.replace(config)
-    except (OSError, SafetensorError) as error:
+        partial.replace(folder / CONFIG)
+    except (OSError, SafetensorError):
         with suppress(OSError):
             partial.unlink()
-        raise UserError(f"{folder}: the model cannot be written ({error}); free some space, or give another folder") from error
+        raise
 
 
 def load_model(folder: Path) -> GPT2:
     """Read a model that `save_model` wrote, in evaluation mode.
 
     Raises:
-        UserError: a file is missing or broken, or the weights are not those of the configuration.
+        UserError: a file is missing or broken, or the weights are not finite, or not those of the configuration.
     """
-    weights, config = folder / "model.safetensors", folder / "model.json"
+    weights, config = folder / WEIGHTS, folder / CONFIG
     for file in (config, weights):
         if not file.exists():
             raise UserError(
@@ -48,20 +92,19 @@ def load_model(folder: Path) -> GPT2:
             )
     try:
         fields = json.loads(config.read_text())
-        with torch.random.fork_rng():  # what is drawn here is overwritten below
-            model = GPT2(GPT2Config(**fields))
+        model = empty_model(GPT2Config(**fields))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{config}: is no configuration of a model ({error}); train it again, or give another folder") from error
-    try:
-        tensors = load_file(weights)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{weights}: cannot be read ({error}); train it again, or give another folder") from error
-    wanted = {name: p.shape for name, p in model.named_parameters()}
-    for name in sorted(wanted.keys() | tensors.keys()):
-        found = tensors[name].shape if name in tensors else None
-        if found != wanted.get(name):
+    tensors = open_tensors(weights)
+    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    for name in sorted(wanted.keys() | tensors.shapes.keys()):
+        if tensors.shapes.get(name) != wanted.get(name):
             raise UserError(
-                f"{weights}: {name}: shape {found} where model.json asks for {wanted.get(name)}; the two do not belong together"
+                f"{weights}: {name}: has the shape {_shape(tensors.shapes, name)} where model.json asks for "
+                f"{_shape(wanted, name)}; the two do not belong together"
             )
-    model.load_state_dict(tensors, strict=False)
-    return model.eval()
+    return fill(model, lambda name, weight: weight.copy_(check_numbers(tensors.read(name), weights, name)))
+
+
+def _shape(shapes: dict[str, tuple[int, ...]], name: str) -> list[int] | str:
+    return list(shapes[name]) if name in shapes else "none"

@@ -1,0 +1,164 @@
+"""Named tensors on disk, read one at a time: safetensors, PyTorch and TensorFlow files, whole or in shards.
+
+Nothing in such a file is ever run: safetensors hold numbers alone, and of a pickle torch takes numbers alone.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gpt2_ablate.errors import UserError
+
+MAPPED_BYTES = 2**26  # of a mapped file that may lie in memory beside the model
+
+_ADVICE = "fetch or write it anew, or give another file"
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """What a file or folder holds.
+
+    Attributes:
+        where: the file or folder, for messages.
+        shapes: of each tensor by its name.
+        read: name -> that tensor in the number format of the file, to be copied from and let go.
+    """
+
+    where: Path
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[str], Tensor]
+
+
+def open_tensors(file: Path) -> Tensors:
+    """Open a .safetensors file, a PyTorch file, the index of a sharded one, or a folder with a TensorFlow checkpoint.
+
+    Raises:
+        UserError: the file is missing, broken, or holds more than numbers.
+    """
+    if file.is_dir():
+        return open_tensorflow(file)
+    if file.name.endswith(".index.json"):
+        return open_shards(file)
+    return open_safetensors(file) if file.suffix == ".safetensors" else open_pickle(file)
+
+
+def open_safetensors(file: Path) -> Tensors:
+    """A .safetensors file."""
+    try:
+        opened = safe_open(file, framework="pt", backend="pread")  # read, not mapped: the memory is the tensor's own
+        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: cannot be read ({_line(error)}); {_ADVICE}") from error
+
+    def read(name: str) -> Tensor:
+        try:
+            return opened.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{file}: {name}: cannot be read ({_line(error)}); {_ADVICE}") from error
+
+    return Tensors(file, shapes, read)
+
+
+def open_pickle(file: Path) -> Tensors:
+    """A state dict written by `torch.save`; one that holds more than numbers is refused unread.
+
+    It is mapped, not read whole. Only files older than torch 1.6 cannot be mapped.
+    """
+    mapped = zipfile.is_zipfile(file)
+    tensors = _load_pickle(file, mapped)
+    touched = 0
+
+    def read(name: str) -> Tensor:
+        nonlocal tensors, touched
+        if mapped and touched > MAPPED_BYTES:  # a new mapping lets go of the pages that have been read
+            tensors, touched = _load_pickle(file, mapped), 0
+        touched += tensors[name].nbytes
+        return tensors[name]
+
+    return Tensors(file, {name: tuple(x.shape) for name, x in tensors.items()}, read)
+
+
+def _load_pickle(file: Path, mapped: bool) -> dict[str, Tensor]:
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{file}: holds more than numbers, or is damaged, and is not run ({_line(error)}); give a .safetensors file"
+        ) from error
+    except Exception as error:  # torch names a broken file by half a dozen exceptions
+        raise UserError(f"{file}: cannot be read ({_line(error)}); {_ADVICE}") from error
+    if not isinstance(tensors, dict) or not all(isinstance(x, Tensor) for x in tensors.values()):
+        raise UserError(f"{file}: is not a state dict, a mapping from names to tensors; save model.state_dict() and give that")
+    return {str(name): x.detach() for name, x in tensors.items()}
+
+
+def open_shards(index: Path) -> Tensors:
+    """The shards that an index (model.safetensors.index.json, pytorch_model.bin.index.json) lists."""
+    try:
+        shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(shard_of.values()))
+        if any(Path(name).name != name for name in names):
+            raise ValueError("a shard outside of its folder")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index}: is not an index of shards ({_line(error)}); {_ADVICE}") from error
+    for name in names:
+        if not (index.parent / name).is_file():
+            raise UserError(f"{index}: the shard {name} that it lists is not there; put it beside the index")
+    shards = {name: open_tensors(index.parent / name) for name in names}
+    for tensor, shard in shard_of.items():
+        if tensor not in shards[shard].shapes:
+            raise UserError(f"{index}: {tensor}: is not in {shard}, where the index has it; {_ADVICE}")
+    shapes = {tensor: shards[shard].shapes[tensor] for tensor, shard in shard_of.items()}
+    return Tensors(index, shapes, lambda tensor: shards[shard_of[tensor]].read(tensor))
+
+
+def open_tensorflow(folder: Path) -> Tensors:
+    """OpenAI's own checkpoint (`checkpoint`, `model.ckpt.*`), its variables under the names that transformers gives them."""
+    try:
+        from tensorflow.train import load_checkpoint
+    except ImportError as error:
+        raise UserError(
+            f"{folder}: is a TensorFlow checkpoint, which TensorFlow reads; install it (pip install tensorflow), "
+            "or give the same weights as .safetensors"
+        ) from error
+    try:
+        reader = load_checkpoint(str(folder))
+        variables = {_tensorflow_name(v): (v, shape) for v, shape in reader.get_variable_to_shape_map().items()}
+    except Exception as error:  # TensorFlow's errors are not known without importing more of it
+        raise UserError(f"{folder}: cannot be read ({_line(error)}); {_ADVICE}") from error
+    shapes = {name: tuple(shape[1:] if _is_projection(v) else shape) for name, (v, shape) in variables.items()}
+
+    def read(name: str) -> Tensor:
+        try:
+            return torch.from_numpy(reader.get_tensor(variables[name][0])).reshape(shapes[name])
+        except Exception as error:
+            raise UserError(f"{folder}: {name}: cannot be read ({_line(error)}); {_ADVICE}") from error
+
+    return Tensors(folder, shapes, read)
+
+
+def _is_projection(variable: str) -> bool:
+    return variable.endswith("/w")  # [1, in, out], a convolution over one token
+
+
+def _tensorflow_name(variable: str) -> str:
+    """model/h0/attn/c_attn/w -> h.0.attn.c_attn.weight."""
+    name = re.sub(r"^h(\d+)/", r"h/\1/", variable.removeprefix("model/"))
+    name = re.sub(r"/(w|g)$", "/weight", re.sub(r"/b$", "/bias", name)).replace("/", ".")
+    return f"{name}.weight" if name in ("wte", "wpe") else name
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error's message, without a closing stop."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".: ")
