@@ -3,18 +3,20 @@ PRESET ?= cpu
 VARIANT ?= baseline
 VARIANTS ?=
 SEEDS ?=
+INIT ?=
+CHECKPOINT ?=
 OUT ?= .
 PROMPT ?= KING HENRY
 PYTHON ?= python3
 
 BIN := .venv/bin
-STUDY = $(BIN)/gpt2-ablate ablate --out "$(OUT)" $(if $(SEEDS),--seeds "$(SEEDS)")
+STUDY = $(BIN)/gpt2-ablate ablate --out "$(OUT)" $(if $(SEEDS),--seeds "$(SEEDS)") $(if $(INIT),--init "$(INIT)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install ablate-all ablate smoke report sample tensorboard test lint clean
+.PHONY: help install ablate-all ablate smoke report sample verify tensorboard bench test lint clean
 
 help: ## this list
-	@echo 'make TARGET [PRESET=cpu] [VARIANTS=baseline,rope] [SEEDS=0,1] [OUT=folder]'; echo
+	@echo 'make TARGET [PRESET=cpu] [VARIANTS=baseline,rope] [SEEDS=0,1] [INIT=checkpoint] [OUT=folder]'; echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
 install: .venv/installed ## set up .venv (done by every other target too)
@@ -37,14 +39,20 @@ ablate: install ## train one, VARIANT=rope-gqa; the report holds what else is tr
 smoke: install ## all variants, tiny, end to end, in below 2 minutes
 	@$(STUDY) --preset smoke
 
-report: install ## write the report again from reports/results.json
+report: install ## write the report again from reports/results.json reports/bench*
 	@$(BIN)/gpt2-ablate report --out "$(OUT)"
 
-sample: install ## let a trained model write: VARIANT=rope PROMPT="KING HENRY"
-	@$(BIN)/gpt2-ablate sample "$(OUT)/checkpoints/$(PRESET)/$(VARIANT)/seed-0" --prompt "$(PROMPT)"
+sample: install ## let a model write: VARIANT=rope, or CHECKPOINT=gpt2, PROMPT="KING HENRY"
+	@$(BIN)/gpt2-ablate sample "$(or $(CHECKPOINT),$(OUT)/checkpoints/$(PRESET)/$(VARIANT)/seed-0)" --prompt "$(PROMPT)"
+
+verify: install ## prove that the model is GPT-2: reports/verification.md
+	@$(BIN)/gpt2-ablate verify $(if $(CHECKPOINT),"$(CHECKPOINT)") --out "$(OUT)"
 
 tensorboard: install ## curves of all runs, in the browser
 	@$(BIN)/tensorboard --logdir "$(OUT)/reports/tensorboard"
+
+bench: install ## speed and memory beside transformers, reports/benchmarks.md; QUICK=1 in three minutes
+	@$(BIN)/gpt2-ablate bench --out "$(OUT)" $(if $(QUICK),--quick)
 
 test: lint ## lint, types and tests
 	@$(BIN)/python -m pytest
@@ -54,6 +62,7 @@ lint: install ## ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-clean: ## remove all that studies and tools leave behind, but for .venv and the reference reports
-	@rm -rf checkpoints/*/ reports/figures reports/tensorboard reports/analysis.md reports/results.json
+clean: ## remove all that studies and tools leave behind, but for .venv, reference reports and weights of others
+	@find checkpoints -mindepth 2 -maxdepth 2 -name .lock -execdir sh -c 'rm -rf "$$PWD"' \;
+	@rm -rf reports/figures reports/tensorboard reports/analysis.md reports/results.json reports/verification.md reports/benchmarks.*
 	@rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

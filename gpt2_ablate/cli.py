@@ -15,9 +15,31 @@ os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**31 - 1))
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gpt2_ablate import __version__
 from gpt2_ablate.errors import UserError
+
+if TYPE_CHECKING:
+    from gpt2_ablate.evaluation.lambada import LambadaScore
+    from gpt2_ablate.evaluation.strided import TextScore
+    from gpt2_ablate.model import GPT2
+
+CHECKPOINT = "folder, file or name on the hub"
+
+PUBLISHED_SCORES = """\
+Table 3 of the GPT-2 paper, its first model (117M there, 124M counted), and the line of the output to compare:
+  LAMBADA      35.13, 45.99 %  evaluate gpt2 --lambada lambada_test.jsonl           by last token
+  WikiText2    29.41           evaluate gpt2 --text wiki.test.tokens --stride 1024  perplexity per word
+  PTB          65.85           evaluate gpt2 --text ptb.test.txt --stride 1024      perplexity per word
+  enwik8       1.16            evaluate gpt2 --text enwik8.test --stride 1024       bits per byte
+  text8        1.17            evaluate gpt2 --text text8.test --stride 1024        bits per character
+  WikiText103  37.50           evaluate gpt2 --text wiki.test.tokens --stride 1024  perplexity per word
+  1BW          75.20           evaluate gpt2 --text 1bw.test.txt --stride 1024      perplexity per word
+Do not expect equal numbers. The paper undid the tokenisation of these texts ("@-@", " ,", "<unk>") by programs that were
+never published and that it says gain 2.5 to 5 in perplexity; here a file is scored as it is. It names no stride either.
+On wiki.test.raw, which has the words in place of <unk>, others report 29.9 per token and 37.4 per word for these weights.
+LAMBADA is meant in OpenAI's own file, which keeps the punctuation."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,7 +53,11 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"gpt2-ablate: {error}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("gpt2-ablate: stopped; nothing is lost, the same command goes on from the last checkpoint", file=sys.stderr)
+        resumes = "; nothing is lost, the same command goes on from the last checkpoint" if arguments[:1] == ["ablate"] else ""
+        print(f"gpt2-ablate: stopped{resumes}", file=sys.stderr)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Nothing more can be printed, not even by the interpreter as it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 2
 
 
@@ -47,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     ablate.add_argument("--preset", default="cpu", help="name in experiments/presets, or a YAML file (default: cpu)")
     ablate.add_argument("--variants", type=_names, default=[], help="names in experiments/variants (default: all)")
     ablate.add_argument("--seeds", type=_seeds, default=[], help="as 0,1,2 (default: the preset's)")
+    ablate.add_argument("--init", help="checkpoint to convert and continue, instead of training from nothing")
     _add_out(ablate)
     ablate.set_defaults(command=_ablate)
 
@@ -57,14 +84,57 @@ def _parser() -> argparse.ArgumentParser:
     _add_out(report)
     report.set_defaults(command=_report)
 
-    sample = commands.add_parser("sample", help="let a trained model continue a text")
-    sample.add_argument("checkpoint", type=Path, help="folder of a finished run, as checkpoints/cpu/rope/seed-0")
+    sample = commands.add_parser("sample", help="let a model continue a text")
+    sample.add_argument("checkpoint", help=f"{CHECKPOINT}, as checkpoints/cpu/rope/seed-0 or gpt2")
     sample.add_argument("--prompt", default="KING HENRY\n", help="text to continue")
-    sample.add_argument("--tokens", type=int, default=100, help="how many to add (default: 100)")
+    sample.add_argument("--tokens", type=int, default=100, help="how many to add, if the text does not end before (default: 100)")
     sample.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)")
     sample.add_argument("--top-k", type=int, default=50, help="choose among this many (default: 50)")
-    sample.add_argument("--seed", type=int, default=0, help="of the random choices (default: 0)")
+    sample.add_argument("--top-p", type=float, help="and among those that together have this probability (default: all)")
+    sample.add_argument("--samples", type=int, default=1, help="how many continuations (default: 1)")
+    sample.add_argument("--seed", type=int, default=0, help="of the first one's random choices, each has the next (default: 0)")
     sample.set_defaults(command=_sample)
+
+    verify = commands.add_parser("verify", help="prove that the model is GPT-2, against transformers")
+    verify.add_argument(
+        "checkpoint", nargs="?",
+        help=f"{CHECKPOINT} (default: checkpoints/gpt2, or gpt2 from the hub's cache, or random weights of that size)",
+    )  # fmt: skip
+    _add_out(verify)
+    verify.set_defaults(command=_verify)
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="score a model on a text, or on LAMBADA",
+        epilog=PUBLISHED_SCORES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    evaluate.add_argument("checkpoint", help=f"{CHECKPOINT}, as checkpoints/cpu/rope/seed-0 or gpt2")
+    evaluate.add_argument("--text", type=Path, help="text file in UTF-8: loss, perplexity, bits per byte")
+    evaluate.add_argument("--window", type=int, help="tokens that are read at a time (default: the model's context)")
+    evaluate.add_argument("--stride", type=int, help="tokens from one window to the next (default: half a window)")
+    evaluate.add_argument("--lambada", type=Path, help='file of JSON lines {"text": ...}: score of the last word')
+    evaluate.set_defaults(command=_evaluate)
+
+    convert = commands.add_parser("convert", help="turn trained weights into the start of another variant")
+    convert.add_argument("checkpoint", help=f"{CHECKPOINT}, as gpt2")
+    convert.add_argument("out", type=Path, help="folder to make")
+    convert.add_argument("--n-kv-head", type=int, help="key/value heads; has to divide those that there are")
+    convert.add_argument("--how", default="mean", help="make each of the mean of several, the first, or random (default: mean)")
+    convert.add_argument("--seed", type=int, default=0, help="of --how random (default: 0)")
+    convert.add_argument("--positions", help="rotary, in place of learned ones")
+    convert.add_argument("--window", type=int, help="tokens that a sliding window shows")
+    convert.set_defaults(command=_convert)
+
+    export = commands.add_parser("export", help="write a trained model as a folder that transformers opens")
+    export.add_argument("checkpoint", help=f"{CHECKPOINT}, as checkpoints/cpu/rope/seed-0")
+    export.add_argument("out", type=Path, help="folder to make")
+    export.set_defaults(command=_export)
+
+    bench = commands.add_parser("bench", help="measure speed and memory beside transformers, and write reports/benchmarks.md")
+    bench.add_argument("--quick", action="store_true", help="fewer sizes and rounds, in three minutes")
+    _add_out(bench)
+    bench.set_defaults(command=_bench)
     return parser
 
 
@@ -87,8 +157,9 @@ def _ablate(options: argparse.Namespace) -> int:
     from gpt2_ablate.study.plan import load_plan
     from gpt2_ablate.study.runner import carry_out
 
-    plan = load_plan(options.preset, options.variants, options.seeds)
-    neighbours = load_plan(options.preset, seeds=options.seeds) if options.variants else None
+    where = {"init": options.init, "out": options.out}
+    plan = load_plan(options.preset, options.variants, options.seeds, **where)
+    neighbours = load_plan(options.preset, seeds=options.seeds, **where) if options.variants else None
     runs = carry_out(plan, options.out, neighbours)
     _write_report(runs, options.out)
     return 0 if all(run["status"] == "finished" for run in runs) else 1
@@ -100,6 +171,13 @@ def _report(options: argparse.Namespace) -> int:
     runs = read_results(options.results or options.out / "reports" / "results.json")
     _write_report(runs, options.out)
     write_results(options.out / "reports" / "results.json", runs)
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from gpt2_ablate.study.bench import run_benchmarks
+
+    print(f"Report: {run_benchmarks(options.out, options.quick)}")
     return 0
 
 
@@ -119,20 +197,96 @@ def _train(arguments: list[str]) -> int:
     return 0
 
 
-def _sample(options: argparse.Namespace) -> int:
+def _open(checkpoint: str) -> GPT2:
+    """A model in evaluation mode, on the GPU if there is one."""
     import torch
 
-    from gpt2_ablate.data.tokenizer import load_tokenizer
-    from gpt2_ablate.model import generate
-    from gpt2_ablate.weights.folder import load_model
+    from gpt2_ablate.weights import load_pretrained
 
-    if not 0 <= options.seed < 2**63:
-        raise UserError(f"--seed: {options.seed} is not a seed; give a whole number from 0 to {2**63 - 1}")
-    model, tokenizer = load_model(options.checkpoint), load_tokenizer()
-    ids = torch.tensor([tokenizer.encode_ordinary(options.prompt)])
-    draw = torch.Generator().manual_seed(options.seed)
-    text = generate(model, ids, options.tokens, options.temperature, options.top_k, draw)
-    print(tokenizer.decode(text[0].tolist()))
+    return load_pretrained(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _sample(options: argparse.Namespace) -> int:
+    from gpt2_ablate.evaluation.sample import continuation
+
+    if options.samples < 1:
+        raise UserError(f"--samples: {options.samples} is no number of continuations; give 1 or more")
+    model = _open(options.checkpoint)
+    for n in range(options.samples):
+        pieces = continuation(
+            model, options.prompt, options.tokens, options.temperature, options.top_k, options.top_p, options.seed + n
+        )  # refuses what it has to before anything is printed
+        if options.samples > 1:
+            print(f"--- {n + 1} of {options.samples}, seed {options.seed + n}")
+        print(options.prompt, end="", flush=True)
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print()
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from gpt2_ablate.evaluation.fidelity import open_pair
+    from gpt2_ablate.evaluation.verification import markdown, passed, verify
+    from gpt2_ablate.study.record import environment, write_text
+
+    pair = open_pair(options.checkpoint)
+    checks = verify(pair)
+    file = options.out / "reports" / "verification.md"
+    write_text(file, markdown(pair, checks, environment()))
+    print(f"Report: {file}")
+    return 0 if passed(checks) else 1
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from gpt2_ablate.evaluation.lambada import encode, read_passages, score_passages
+    from gpt2_ablate.evaluation.progress import watch
+    from gpt2_ablate.evaluation.sample import tokenizer_of
+    from gpt2_ablate.evaluation.strided import read_text, score_text
+
+    if options.text is None and options.lambada is None:
+        raise UserError("evaluate: there is nothing to score on; give --text FILE or --lambada FILE")
+    # Read before the model: a file that is wrong is found at once.
+    text = read_text(options.text) if options.text else ""
+    passages = read_passages(options.lambada) if options.lambada else []
+    model, console = _open(options.checkpoint), Console(stderr=True, highlight=False)
+    tokenizer_of(model)
+    if text:
+        _print(score_text(model, text, options.window, options.stride, watch("windows", console)))
+    if passages:
+        _print(score_passages(model, [encode(passage) for passage in passages], watch("passages", console)))
+    return 0
+
+
+def _print(score: TextScore | LambadaScore) -> None:
+    for name, value in score.rows():
+        print(f"{name:36} {value}")
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from gpt2_ablate.weights import convert, load_pretrained
+    from gpt2_ablate.weights.folder import save_new_model
+
+    model = load_pretrained(options.checkpoint)
+    changes = {name: getattr(options, name) for name in ("n_kv_head", "positions", "window")}
+    config = replace(model.config, **{name: value for name, value in changes.items() if value is not None})
+    save_new_model(convert(model, config, options.how, options.seed), options.out)
+    print(f"Wrote {options.out}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from gpt2_ablate.study.record import read_record
+    from gpt2_ablate.weights import export_huggingface, load_pretrained
+
+    model = load_pretrained(options.checkpoint)
+    record = read_record(Path(options.checkpoint) / "record.json")
+    export_huggingface(model, options.out, record if record and record["status"] == "finished" else None)
+    print(f"Wrote {options.out}")
     return 0
 
 

@@ -14,6 +14,8 @@ from study.tiny import cache_home, full, record, results, study, trained_study
 from gpt2_ablate import __version__
 from gpt2_ablate.cli import main
 
+COMMANDS = ("ablate", "train", "report", "sample", "verify", "evaluate", "convert", "export")
+
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch):
@@ -68,14 +70,16 @@ class TestHelp:
     def test_names_every_command(self, capsys):
         assert status("--help") == 0
         text = capsys.readouterr().out
-        assert all(re.search(rf"^    {command} ", text, re.MULTILINE) for command in ("ablate", "train", "report", "sample"))
+        assert all(re.search(rf"^    {command} ", text, re.MULTILINE) for command in COMMANDS)
 
     @pytest.mark.parametrize(
         ("command", "options"),
         [
             ("ablate", ("--preset", "--variants", "--seeds", "--out")),
             ("report", ("--results", "--out")),
-            ("sample", ("checkpoint", "--prompt", "--tokens", "--temperature", "--top-k", "--seed")),
+            ("sample", ("checkpoint", "--prompt", "--tokens", "--temperature", "--top-k", "--top-p", "--samples", "--seed")),
+            ("verify", ("checkpoint", "--out")),
+            ("evaluate", ("checkpoint", "--text", "--window", "--stride", "--lambada")),
             ("train", ("--config", "--seed_everything", "--model.learning_rate", "--data.corpus", "--trainer.max_steps")),
         ],
         ids=lambda value: value if isinstance(value, str) else "",

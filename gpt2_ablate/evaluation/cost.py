@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.model import GPT2, GPT2Config
+from gpt2_ablate.model.pattern import Pattern
 
 # Operators of a product: each element of what comes out is a sum over the last dimension of this input.
 SUMMED_INPUT = {"linear": 0, "matmul": 0, "mm": 0, "bmm": 0, "mv": 0, "dot": 0, "addmm": 1, "baddbmm": 1, "addmv": 1}
@@ -29,7 +30,7 @@ SUMMED_INPUT = {"linear": 0, "matmul": 0, "mm": 0, "bmm": 0, "mv": 0, "dot": 0, 
 # Operators that are not worth counting, on top of fvcore's own list, each also in its in-place form. One that stands
 # nowhere is not counted either, but fvcore logs its name.
 NEGLIGIBLE = """
-    alias broadcast_to clone embedding empty_like expand_as flip index_add index_select lift_fresh linspace mT
+    alias broadcast_to clone embedding empty_like expand_as flip index_add index_copy index_select isin lift_fresh linspace mT
     masked_select movedim new_ones numel one_hot ones_like pad repeat repeat_interleave reshape_as scalar_tensor scatter
     scatter_add sort swapaxes tile topk tril triu unflatten unfold view_as view_as_complex view_as_real where
     __or__ all any isfinite isinf isnan le logical_and logical_not logical_or lt ne
@@ -62,7 +63,7 @@ def forward_flops_per_token(config: GPT2Config, context: int) -> float:
     """FLOPs of one forward pass over `context` tokens, divided by them, as fvcore counts it.
 
     Attention counts the scores that the kernels compute, masked or not: T x T of full causal attention (the usual
-    convention, and torch's), and of a window the blocks of `gpt2_ablate.model.attend`, padding included. Learned
+    convention, and torch's), and of a window the blocks of `gpt2_ablate.model.sliding`, padding included. Learned
     positions are taken to reach as far as `context`.
 
     Raises:
@@ -89,17 +90,13 @@ def closed_form_flops_per_token(config: GPT2Config, context: int) -> float:
         UserError: `context` is no text.
     """
     _require_text(context)
-    C, W = config.n_embd, config.window
-    if W is None or context <= W:
-        pairs = context**2
-    else:
-        # The first W queries see W keys, every further W, the last filled up, see 2 W.
-        pairs = (2 * math.ceil(context / W) - 1) * W**2
+    C = config.n_embd
     projections = C * (config.n_head + 2 * config.kv_heads) * config.head_dim + C * C
-    scores = 2 * C * pairs / context  # queries with keys, then weights with values: H D = C multiply-adds a pair each
+    # Queries with keys, then weights with values: D multiply-adds a pair each.
+    scores = 2 * config.head_dim * sum(_pairs(layer, context) for layer in config.layers) / context
     mlp = 2 * C * 4 * C
     head = C * config.vocab_size
-    return 2 * (config.n_layer * (projections + scores + mlp) + head)
+    return 2 * (config.n_layer * (projections + mlp) + scores + head)
 
 
 @cache
@@ -118,17 +115,35 @@ def kv_bytes_per_token(config: GPT2Config, bytes_per_element: int = 4) -> int:
 
 
 def kv_cache_bytes(config: GPT2Config, context: int, bytes_per_element: int = 4) -> int:
-    """Bytes of the key/value cache of one text after `context` tokens; a windowed layer keeps the last W of them."""
-    held = context if config.window is None else min(context, config.window)
-    return held * kv_bytes_per_token(config, bytes_per_element)
+    """Bytes of the key/value cache of one text after `context` tokens; a layer with a window keeps what that reaches."""
+    held = sum(Pattern.of(layer).held(context) for layer in config.layers)
+    return held * kv_bytes_per_token(config, bytes_per_element) // config.n_layer
 
 
 def receptive_field(config: GPT2Config) -> int | None:
     """How many tokens, the newest included, can take part in a prediction; None: all there are.
 
-    Each layer of a window W reaches W - 1 tokens further back (Beltagy et al. 2004.05150, section 3.1).
+    Each layer of a window W reaches d (W - 1) tokens further back (Beltagy et al. 2004.05150, section 3.1). Global tokens,
+    and all before the last of them, take part besides.
     """
-    return None if config.window is None else config.n_layer * (config.window - 1) + 1
+    windows = [Pattern.of(layer).reach for layer in config.layers]
+    return None if None in windows else 1 + sum(reach - 1 for reach in windows if reach is not None)
+
+
+def _pairs(layer: GPT2Config, context: int) -> int:
+    """Scores that all heads of one layer compute, see `gpt2_ablate.model.sliding`."""
+    pattern = Pattern.of(layer)
+    if pattern.window is None or pattern.sees_all(context):
+        return layer.n_head * context**2
+    everywhere = sum(place < context for place in pattern.global_tokens)
+    pairs = layer.n_head * everywhere * context  # global queries see all there are
+    for d in pattern.dilation if isinstance(pattern.dilation, tuple) else (pattern.dilation,) * layer.n_head:
+        # d texts of every d-th token. In each the first W queries see W keys, every further W, the last filled up, see
+        # 2 W, and all see the global ones.
+        W = min(pattern.window, math.ceil(context / d))
+        blocks = math.ceil(context / (d * W))
+        pairs += d * ((2 * blocks - 1) * W**2 + blocks * W * everywhere)
+    return pairs
 
 
 def _piece(name: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gpt2_ablate.data.batches import IGNORED, EvaluationBatches
+from gpt2_ablate.data.batches import IGNORED, EvaluationBatches, number_documents
 from gpt2_ablate.model import GPT2
 from gpt2_ablate.model.loss import token_losses
 
@@ -35,8 +35,11 @@ class Score:
 
 
 @torch.inference_mode()
-def score(model: GPT2, ids: np.ndarray, block_size: int, batch_size: int = 8) -> Score:
+def score(model: GPT2, ids: np.ndarray, block_size: int, batch_size: int = 8, separate_documents: bool = False) -> Score:
     """Score token ids [N] in consecutive windows of `block_size`; every token but the first counts once.
+
+    Args:
+        separate_documents: whether the documents of a window are hidden from each other.
 
     Raises:
         UserError: the text is shorter than a window, or the window longer than the model's positions.
@@ -50,7 +53,7 @@ def score(model: GPT2, ids: np.ndarray, block_size: int, batch_size: int = 8) ->
     try:
         for n in range(len(batches)):
             inputs, targets = (x.to(device) for x in batches[n])
-            hidden = model.hidden(inputs)
+            hidden = model.hidden(inputs, documents=number_documents(inputs) if separate_documents else None)
             losses = token_losses(hidden.flatten(0, 1), model.embedding.weight, targets.flatten())
             total += losses.view_as(targets).sum(0)
             count += (targets != IGNORED).sum(0)

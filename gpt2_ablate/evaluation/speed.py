@@ -1,21 +1,17 @@
-"""How fast variants run and how much memory they take, measured apart from training, with nothing else going on.
-
-Speeds compare only within one process run: machines are shared, and what one run measures at noon another does not at
-night. So all variants are built first and take turns, and medians are given with their spread.
-"""
+"""How fast variants run and how much memory they take, measured apart from training, with nothing else going on: all
+variants are built first and take turns (see `gpt2_ablate.evaluation.turns`)."""
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 
+from gpt2_ablate.evaluation.turns import rates, ratio, take_turns
 from gpt2_ablate.machine import autocast, current_bytes, peak_bytes, synchronise
 from gpt2_ablate.model import GPT2, GPT2Config, KVCache
 
-WARM_UP, ROUNDS = 2, 11
+ROUNDS = 11
 DECODED = 32  # tokens
 REFERENCE = "baseline"
 
@@ -26,9 +22,9 @@ def training_speed(
     configs: dict[str, GPT2Config], batch_size: int, precision: str, device: torch.device, tell: Callable[[int, int], None]
 ) -> dict[str, Speed]:
     """Speed of a whole training step (forward, backward, clip, AdamW) of each variant, see `_speeds`."""
-    steps = {name: _training_step(config, batch_size, precision, device) for name, config in configs.items()}
+    steps = {name: training_step(config, batch_size, precision, device) for name, config in configs.items()}
     tokens = {name: batch_size * config.block_size for name, config in configs.items()}
-    return _speeds(_take_turns(steps, device, tell), tokens)
+    return _speeds(take_turns(steps, device, ROUNDS, tell=tell), tokens)
 
 
 def decoding_speed(configs: dict[str, GPT2Config], device: torch.device, tell: Callable[[int, int], None]) -> dict[str, Speed]:
@@ -37,7 +33,7 @@ def decoding_speed(configs: dict[str, GPT2Config], device: torch.device, tell: C
     Reading is not part of the time. Returned as `_speeds` says.
     """
     turns = {name: _decoding(config, device) for name, config in configs.items()}
-    return _speeds(_take_turns(turns, device, tell), {name: _decoded(config) for name, config in configs.items()})
+    return _speeds(take_turns(turns, device, ROUNDS, tell=tell), {name: _decoded(config) for name, config in configs.items()})
 
 
 def training_memory(config: GPT2Config, batch_size: int, precision: str, device: torch.device) -> int:
@@ -46,21 +42,25 @@ def training_memory(config: GPT2Config, batch_size: int, precision: str, device:
     Call it in a fresh process: on a CPU the peak of a process never falls.
     """
     before = current_bytes(device)
-    step = _training_step(config, batch_size, precision, device)
+    step = training_step(config, batch_size, precision, device)
     for _ in range(3):
         step()
     synchronise(device)
     return peak_bytes(device) - before
 
 
-def _training_step(config: GPT2Config, batch_size: int, precision: str, device: torch.device) -> Callable[[], None]:
+def training_step(
+    config: GPT2Config, batch_size: int, precision: str, device: torch.device, compiled: bool = False
+) -> Callable[[], None]:
+    """A function that does one step (forward, backward, clip, AdamW) of a new model on one batch of random tokens."""
     model = GPT2(config).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     ids = torch.randint(config.vocab_size, (batch_size, config.block_size), device=device)
+    loss_of = torch.compile(model.loss) if compiled else model.loss
 
     def step() -> None:
         with autocast(precision, device):
-            loss = model.loss(ids, ids)
+            loss = loss_of(ids, ids)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -95,36 +95,21 @@ def _decoded(config: GPT2Config) -> int:
     return min(DECODED, config.block_size - 1)
 
 
-def _take_turns(
-    turns: dict[str, Callable[[], None]], device: torch.device, tell: Callable[[int, int], None]
-) -> dict[str, list[float]]:
-    """Seconds of every measured turn, one turn of each in every round."""
-    seconds: dict[str, list[float]] = {name: [] for name in turns}
-    for n in range(WARM_UP + ROUNDS):
-        for name, turn in turns.items():
-            synchronise(device)
-            start = time.perf_counter()
-            turn()
-            synchronise(device)
-            if n >= WARM_UP:
-                seconds[name].append(time.perf_counter() - start)
-        tell(n + 1, WARM_UP + ROUNDS)
-    return seconds
-
-
 def _speeds(seconds: dict[str, list[float]], tokens: dict[str, int]) -> dict[str, Speed]:
     """name -> tokens_per_second (median of the rounds) with its quartiles _low and _high; and speed_ratio, the median of the
     rounds' ratios to the baseline (or else the first variant), with the smallest and the largest as _low and _high: the
     range of n rounds misses their true median once in 2^(n - 1) times."""
     reference = REFERENCE if REFERENCE in seconds else next(iter(seconds))
-    base = [tokens[reference] / s for s in seconds[reference]]
     found = {}
     for name, own in seconds.items():
-        speeds = [tokens[name] / s for s in own]
-        low, median, high = statistics.quantiles(speeds, n=4)
-        ratios = [speed / other for speed, other in zip(speeds, base, strict=True)]
+        speed = rates(own, tokens[name])
+        against = ratio(own, seconds[reference], tokens[name] / tokens[reference])
         found[name] = {
-            "tokens_per_second": median, "tokens_per_second_low": low, "tokens_per_second_high": high,
-            "speed_ratio": statistics.median(ratios), "speed_ratio_low": min(ratios), "speed_ratio_high": max(ratios),
-        }  # fmt: skip
+            "tokens_per_second": speed["median"],
+            "tokens_per_second_low": speed["low"],
+            "tokens_per_second_high": speed["high"],
+            "speed_ratio": against["median"],
+            "speed_ratio_low": against["low"],
+            "speed_ratio_high": against["high"],
+        }
     return found

@@ -32,6 +32,15 @@ VARIANTS = [
     dict(positions=positions, n_kv_head=n_kv_head, window=window)
     for positions, n_kv_head, window in itertools.product(("learned", "rotary"), (None, 2), (None, WINDOW))
 ]
+PATTERNS = [
+    dict(window=[WINDOW, None]),
+    dict(window=[4, 12], n_kv_head=2),
+    dict(window=WINDOW, dilation=3),
+    dict(window=8, dilation=[1, 1, 2, 5], n_kv_head=2),
+    dict(window=8, dilation=[[1, 1, 1, 1], [1, 2, 1, 2]], global_tokens=[0, 40], n_kv_head=1),
+    dict(window=WINDOW, positions="rotary", global_tokens=[0]),
+]
+each_pattern = pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(str(x) for x in v.values()))
 
 
@@ -73,6 +82,16 @@ class TestFlops:
         expected = closed_form_flops_per_token(config, context)
         assert forward_flops_per_token(config, context) == pytest.approx(expected, rel=1e-12)
         assert torch_flops_per_token(config, context) == pytest.approx(expected, rel=1e-12)
+
+    @each_pattern
+    @pytest.mark.parametrize("context", [1, 7, 50, 64, 83])
+    def test_three_counts_agree_on_every_pattern(self, pattern, context, caplog):
+        config = small(**pattern)
+        expected = closed_form_flops_per_token(config, context)
+        with caplog.at_level(logging.WARNING):
+            assert forward_flops_per_token(config, context) == pytest.approx(expected, rel=1e-12)
+        assert torch_flops_per_token(config, context) == pytest.approx(expected, rel=1e-12)
+        assert not caplog.records
 
     @each_variant
     def test_three_counts_agree_at_full_size(self, variant):
@@ -180,6 +199,12 @@ class TestCache:
         cache = KVCache(config, capacity=context, dtype=dtype)
         assert kv_cache_bytes(config, context, dtype.itemsize) == cache.nbytes
 
+    @each_pattern
+    @pytest.mark.parametrize("context", [1, 20, 500])
+    def test_bytes_of_every_pattern_are_those_allocated(self, pattern, context):
+        config = small(**pattern)
+        assert kv_cache_bytes(config, context, 2) == KVCache(config, capacity=context, dtype=torch.bfloat16).nbytes
+
     def test_124m_at_its_full_context(self):
         assert kv_cache_bytes(GPT2Config(), 1024) == 75_497_472  # 72 MiB
         assert kv_cache_bytes(GPT2Config(n_kv_head=1, window=256), 1024) == 75_497_472 // 12 // 4
@@ -195,19 +220,23 @@ class TestCache:
 
 class TestReceptiveField:
     @pytest.mark.parametrize(("n_layer", "window"), [(1, 1), (1, 4), (2, 3), (3, 5)])
-    def test_is_as_far_as_gradients_flow(self, n_layer, window):
+    @pytest.mark.parametrize("dilation", [1, 2])
+    def test_is_as_far_as_gradients_flow(self, n_layer, window, dilation):
         torch.manual_seed(0)
-        model = GPT2(small(n_layer=n_layer, window=window))
+        model = GPT2(small(n_layer=n_layer, window=window, dilation=dilation))
         tokens: list[torch.Tensor] = []
         hook = model.embedding.register_forward_hook(lambda _module, _inputs, output: tokens.append(output))
         logits = model(torch.randint(97, (1, 40)))
         hook.remove()
         (gradient,) = torch.autograd.grad(logits[0, -1].square().sum(), tokens)
         reached = gradient[0].abs().sum(-1).nonzero().flatten()
-        assert 40 - int(reached.min()) == len(reached) == receptive_field(model.config)
+        assert 40 - int(reached.min()) == receptive_field(model.config)
+        assert len(reached) == n_layer * (window - 1) + 1
 
-    def test_without_a_window_there_is_no_end(self):
-        assert receptive_field(small()) is None
+    def test_layers_add_up_and_one_without_a_window_has_no_end(self):
+        assert receptive_field(small(window=[3, 5])) == 2 + 4 + 1
+        assert receptive_field(small(window=4, dilation=[1, 1, 1, 3])) == 2 * 9 + 1
+        assert receptive_field(small()) is receptive_field(small(window=[3, None])) is None
 
 
 class TestAddedParts:

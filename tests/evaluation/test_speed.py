@@ -60,7 +60,7 @@ def test_a_ratio_is_the_median_of_those_of_the_rounds(monkeypatch):
         now[0] += next(ticks)
         return now[0]
 
-    monkeypatch.setattr("gpt2_ablate.evaluation.speed.time.perf_counter", clock)
+    monkeypatch.setattr("gpt2_ablate.evaluation.turns.time.perf_counter", clock)
     found, _ = measured("training", {"baseline": CONFIGS["baseline"], "rope": CONFIGS["rope"]})
     assert found["rope"]["speed_ratio"] == found["rope"]["speed_ratio_low"] == 0.5
     assert found["baseline"]["tokens_per_second"] == statistics.median([2 * 48 / 1.0])
@@ -70,7 +70,7 @@ def test_a_ratio_is_the_median_of_those_of_the_rounds(monkeypatch):
 def test_decoding_counts_the_tokens_that_it_generates(monkeypatch, block_size, generated):
     """Every turn takes a second by this clock."""
     clock = itertools.count()
-    monkeypatch.setattr("gpt2_ablate.evaluation.speed.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("gpt2_ablate.evaluation.turns.time.perf_counter", lambda: float(next(clock)))
     found = decoding_speed({"baseline": GPT2Config(**{**SMALL, "block_size": block_size})}, CPU, lambda n, of: None)
     assert found["baseline"]["tokens_per_second"] == generated
 

@@ -1,0 +1,140 @@
+"""Generating text: against transformers, against the length of the context, and far past the end of a window."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt2_ablate.evaluation.benchmarks import theirs
+from gpt2_ablate.evaluation.benchmarks.limits import DTYPES
+from gpt2_ablate.evaluation.turns import rates, ratio, take_turns, tell_round
+from gpt2_ablate.machine import current_bytes, synchronise
+from gpt2_ablate.model import GPT2, GPT2Config, KVCache, generate
+
+Tell = Callable[[str], None]
+READ = 2**28  # bytes, larger than any cache
+
+
+@torch.inference_mode()
+def against_generate(
+    config: dict[str, Any], dtype_name: str, prompt: int, new: int, rounds: int, device_name: str, tell: Tell
+) -> dict[str, Any]:
+    """tokens/s of greedy generation and of reading a prompt, ours beside transformers', both in one dtype at batch 1.
+
+    Returns also the share of the machine's read bandwidth that generating reaches: every weight is read once a token.
+    """
+    ours, device, dtype = GPT2Config(**config), torch.device(device_name), DTYPES[dtype_name]
+    model = GPT2(ours).to(device, dtype).eval()
+    other = theirs.build(ours).to(device, dtype).eval()
+    ids = torch.randint(ours.vocab_size, (1, prompt), device=device)
+    long = torch.randint(ours.vocab_size, (1, ours.block_size), device=device)
+    memory = torch.ones(READ // 4, device=device)
+
+    def read_prompt() -> None:
+        cache = KVCache(ours, 1, ours.block_size, dtype, device)
+        model.head(model.hidden(long, cache)[:, -1])
+
+    turns = {
+        "ours": lambda: generate(model, ids, new, temperature=0),
+        "transformers": lambda: other.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0
+        ),
+        "read": lambda: [memory.sum() for _ in range(4)],
+        "our prompt": read_prompt,
+        "their prompt": lambda: other(long, use_cache=True, logits_to_keep=1),
+    }
+    seconds = take_turns(turns, device, rounds, 1, partial(tell_round, tell, f"generating in {dtype_name}"))
+    weight_bytes = sum(p.nbytes for name, p in model.named_parameters() if not name.startswith("positions"))
+    return {
+        "architecture": theirs.architecture(ours),
+        "ours": rates(seconds["ours"], new), "transformers": rates(seconds["transformers"], new),
+        "ratio": ratio(seconds["ours"], seconds["transformers"]),
+        "share_of_read": ratio(seconds["ours"], seconds["read"], new * weight_bytes / (4 * READ)),
+        "our_prompt": rates(seconds["our prompt"], ours.block_size),
+        "their_prompt": rates(seconds["their prompt"], ours.block_size),
+        "prompt_ratio": ratio(seconds["our prompt"], seconds["their prompt"]),
+    }  # fmt: skip
+
+
+@torch.inference_mode()
+def by_context(
+    configs: dict[str, dict[str, Any]],
+    contexts: list[int],
+    batch_size: int,
+    dtype_name: str,
+    rounds: int,
+    device_name: str,
+    tell: Tell,
+) -> dict[str, dict[str, Any]]:
+    """variant -> context -> tokens/s of the whole batch and bytes of its cache, when so many tokens have been read."""
+    device, dtype, new = torch.device(device_name), DTYPES[dtype_name], 8
+    longest = max(contexts) + new * (rounds + 2)
+    built = {name: GPT2Config(**{**fields, "block_size": longest}) for name, fields in configs.items()}
+    models = {name: GPT2(config).to(device, dtype).eval() for name, config in built.items()}
+    vocab_size = min(config.vocab_size for config in built.values())
+    found: dict[str, dict[str, Any]] = {name: {} for name in configs}
+    for context in contexts:
+        tell(f"decoding: reading {batch_size} x {context:,} tokens")
+        ids = torch.randint(vocab_size, (batch_size, context), device=device)
+        turns, caches = {}, {}
+        for name, model in models.items():
+            caches[name] = KVCache(built[name], batch_size, context + new * (rounds + 2), dtype, device)
+            turns[name] = _decoder(model, ids, caches[name], new)
+        where = f"decoding, {batch_size} x {context:,} tokens"
+        seconds = take_turns(turns, device, rounds, 1, partial(tell_round, tell, where))
+        for name in models:
+            found[name][str(context)] = {**rates(seconds[name], new * batch_size), "cache_bytes": caches[name].nbytes}
+    return found
+
+
+@torch.inference_mode()
+def far_past_the_window(config: dict[str, Any], tokens: int, every: int, device_name: str, tell: Tell) -> list[dict[str, float]]:
+    """One text of so many generated tokens: every so often the time a token took, and the memory in use.
+
+    Returns:
+        [{"tokens", "seconds_per_token" (median of the stretch), "cache_bytes", "process_bytes"}]
+    """
+    device = torch.device(device_name)
+    ours = GPT2Config(**config)
+    model = GPT2(ours).to(device).eval()
+    cache = KVCache(ours, 1, tokens + 1, torch.float32, device)
+    steps = _steps(model, torch.zeros(1, 1, dtype=torch.long, device=device), cache)
+    found, seconds = [], []
+    for n in range(1, tokens + 1):
+        start = time.perf_counter()
+        next(steps)
+        synchronise(device)
+        seconds.append(time.perf_counter() - start)
+        if n % every == 0:
+            tell(f"one long text, {n:,}/{tokens:,} tokens")
+            found.append({
+                "tokens": n, "seconds_per_token": sorted(seconds)[len(seconds) // 2], "cache_bytes": cache.nbytes,
+                "process_bytes": current_bytes(device),
+            })  # fmt: skip
+            seconds = []
+    return found
+
+
+def _decoder(model: GPT2, ids: Tensor, cache: KVCache, new: int) -> Callable[[], None]:
+    steps = _steps(model, ids, cache)
+    next(steps)
+
+    def turn() -> None:
+        for _ in range(new):
+            next(steps)
+
+    return turn
+
+
+def _steps(model: GPT2, ids: Tensor, cache: KVCache) -> Iterator[Tensor]:
+    """Greedy continuation without an end."""
+    while True:
+        for piece in ids.split(512, dim=1):
+            hidden = model.hidden(piece, cache)
+        ids = model.head(hidden[:, -1]).argmax(-1, keepdim=True)
+        yield ids

@@ -1,0 +1,79 @@
+"""A whole training step (forward, backward, clip, AdamW) beside that of transformers, at the same size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from gpt2_ablate.evaluation.benchmarks import theirs
+from gpt2_ablate.evaluation.cost import training_flops_per_token
+from gpt2_ablate.evaluation.speed import training_step
+from gpt2_ablate.evaluation.turns import rates, ratio, take_turns, tell_round
+from gpt2_ablate.machine import auto_precision, current_bytes, peak_bytes, synchronise
+from gpt2_ablate.model import GPT2Config
+
+Tell = Callable[[str], None]
+
+
+def training_speeds(
+    config: dict[str, Any], batch_size: int, compiled: bool, rounds: int, device_name: str, tell: Tell
+) -> dict[str, Any]:
+    """tokens/s of our step and of transformers' for the same model, and our share of the matrix-product peak.
+
+    The peak is measured in turns with the steps: a shared machine is not equally fast at all times.
+
+    Args:
+        config: fields of the GPT2Config; with rotary positions the other side is Starcoder2, else GPT-2.
+        compiled: also time our step under torch.compile, its warm-up counted apart.
+    """
+    ours, device, precision = GPT2Config(**config), torch.device(device_name), auto_precision()
+    a = _square(device, precision)
+    turns = {
+        "ours": training_step(ours, batch_size, precision, device),
+        "transformers": theirs.training_step(ours, batch_size, device),
+        "matmul": lambda: a @ a,
+    }
+    result: dict[str, Any] = {}
+    if compiled:
+        turns["compiled"] = training_step(ours, batch_size, precision, device, compiled=True)
+        first = take_turns({"compiled": turns["compiled"]}, device, 1, 0)
+        result["compile_seconds"] = first["compiled"][0]
+    seconds = take_turns(turns, device, rounds, tell=partial(tell_round, tell, "training steps"))
+    tokens = batch_size * ours.block_size
+    flops = training_flops_per_token(ours, ours.block_size) * tokens
+    result |= {name: rates(seconds[name], tokens) for name in turns if name != "matmul"}
+    result["ratio"] = ratio(seconds["ours"], seconds["transformers"])
+    result["share_of_peak"] = ratio(seconds["ours"], seconds["matmul"], flops / (2 * len(a) ** 3))
+    if compiled:
+        result["compiled_ratio"] = ratio(seconds["compiled"], seconds["ours"])
+    return {**result, "architecture": theirs.architecture(ours), "flops_per_step": flops}
+
+
+def training_peak(config: dict[str, Any], batch_size: int, side: str, device_name: str, tell: Tell) -> dict[str, int]:
+    """Bytes that training adds at its peak, and that the whole process then takes; call it in a fresh process.
+
+    Args:
+        side: "ours" or "transformers".
+    """
+    ours, device = GPT2Config(**config), torch.device(device_name)
+    theirs.architecture(ours)  # both sides pay for the same imports before counting begins
+    tell(f"peak memory of {side}")
+    before = current_bytes(device)
+    step = (
+        training_step(ours, batch_size, auto_precision(), device)
+        if side == "ours"
+        else theirs.training_step(ours, batch_size, device)
+    )
+    for _ in range(3):
+        step()
+    synchronise(device)
+    peak = peak_bytes(device)
+    return {"added": peak - before, "process": peak}
+
+
+def _square(device: torch.device, precision: str) -> torch.Tensor:
+    n = 8192 if device.type == "cuda" else 1536
+    return torch.randn(n, n, device=device).to(torch.bfloat16 if precision == "bf16-mixed" else torch.float32)

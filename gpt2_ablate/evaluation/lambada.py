@@ -1,0 +1,150 @@
+"""LAMBADA (Paperno et al. 1606.06031): the last word of a passage, given all before it.
+
+Counted in two ways, because the GPT-2 paper and most who came later count differently:
+
+- by word: the passage is split at its last space, and the target is that space and the word, all of its tokens. A word is
+  right if each of its tokens is the likeliest one, given the passage and the word's earlier tokens. The perplexity is
+  exp(mean over passages of the whole word's negative log-likelihood). So do EleutherAI's harness and the LAMBADA paper;
+  for the original 124M weights others report 32.6 % and 40.1 on OpenAI's file.
+- by last token: only the very last token of the passage is the target; what goes before it of its word is given. Table 3 of
+  the GPT-2 paper (45.99 %, 35.13) does not say how it counts. Its accuracy is met by counting so, to within a point
+  (46.7 % by others, openai/gpt-2 issue 131), and is far from that by word. How 35.13 was counted has, as far as we know, never
+  been published.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from gpt2_ablate.data.tokenizer import load_tokenizer
+from gpt2_ablate.errors import UserError
+from gpt2_ablate.evaluation.strided import read_text
+from gpt2_ablate.model import GPT2
+
+BATCH = 16  # passages that are read at a time
+
+Passage = tuple[list[int], int]
+Batch = Sequence[Passage]
+
+
+@dataclass(frozen=True)
+class LambadaScore:
+    """Accuracies are shares from 0 to 1; how both are counted is said at the top of this file."""
+
+    passages: int
+    word_accuracy: float
+    word_perplexity: float
+    token_accuracy: float
+    token_perplexity: float
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Names and values, to be read."""
+        return [
+            ("passages", f"{self.passages:,}"),
+            ("LAMBADA by word, accuracy", f"{self.word_accuracy:.2%}"),
+            ("LAMBADA by word, perplexity", f"{self.word_perplexity:.4f}"),
+            ("LAMBADA by last token, accuracy", f"{self.token_accuracy:.2%}"),
+            ("LAMBADA by last token, perplexity", f"{self.token_perplexity:.4f}"),
+        ]
+
+
+def read_passages(file: Path) -> list[str]:
+    """The passages of a file of JSON lines, {"text": ...} each; white space around them is dropped.
+
+    Raises:
+        UserError: the file holds none, or a line is not like that, or has a text of less than two words.
+    """
+    passages = []
+    for number, line in enumerate(read_text(file).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{file}: line {number}"
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise UserError(f'{where}: is not JSON ({error}); it should read {{"text": "..."}}') from error
+        if not isinstance(found, dict) or not isinstance(found.get("text"), str):
+            raise UserError(f'{where}: has no "text"; it should read {{"text": "..."}}')
+        text = found["text"].strip()
+        if " " not in text:
+            raise UserError(f"{where}: text: {text[:30]!r} has no last word after others; give two words at least")
+        passages.append(text)
+    return passages
+
+
+def encode(passage: str) -> Passage:
+    """Token ids of a passage, and how many of them, at the end, are its last word's."""
+    encode_ordinary = load_tokenizer().encode_ordinary
+    before, _, word = passage.rpartition(" ")
+    target = encode_ordinary(" " + word)
+    return [*encode_ordinary(before), *target], len(target)
+
+
+def score_passages(
+    model: GPT2, passages: Sequence[Passage], watch: Callable[[list[Batch]], Iterable[Batch]] = lambda batches: batches
+) -> LambadaScore:
+    """Score passages, each as (token ids, how many of them are the last word's).
+
+    A passage longer than the model's context loses its beginning.
+
+    Args:
+        watch: is given all batches and hands them on one after the other, as a progress bar does.
+
+    Raises:
+        UserError: a last word is as long as the context.
+    """
+    context = model.config.block_size
+    for _, word in passages:
+        if word >= context:
+            raise UserError(f"text: the last word has {word} tokens, which leave nothing of a context of {context}")
+    # Texts of about one length together: little has to be filled up.
+    texts = sorted(((ids[-context:], word) for ids, word in passages), key=lambda passage: len(passage[0]))
+    batches: list[Batch] = [texts[n : n + BATCH] for n in range(0, len(texts), BATCH)]
+    rights, word_losses, last_rights, last_losses = [], [], [], []
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in watch(batches):
+            for losses, right in _targets(model, batch):
+                rights.append(bool(right.all()))
+                word_losses.append(float(losses.sum()))
+                last_rights.append(bool(right[-1]))
+                last_losses.append(float(losses[-1]))
+    finally:
+        model.train(was_training)
+    return LambadaScore(
+        len(texts), _mean(rights), _perplexity(word_losses), _mean(last_rights), _perplexity(last_losses)
+    )  # fmt: skip
+
+
+@torch.inference_mode()
+def _targets(model: GPT2, batch: Batch) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """For each passage, of each token of its last word: the loss in nats, and whether it is the likeliest token."""
+    device = model.embedding.weight.device
+    inputs = torch.zeros(len(batch), max(len(ids) for ids, _ in batch), dtype=torch.long)
+    for row, (ids, _) in enumerate(batch):
+        inputs[row, : len(ids)] = torch.tensor(ids)  # what fills it up comes behind, where nothing sees it
+    hidden = model.hidden(inputs.to(device))
+    wanted = [torch.tensor(ids[-word:]) for ids, word in batch]
+    places = [hidden[row, len(ids) - word - 1 : len(ids) - 1] for row, (ids, word) in enumerate(batch)]
+    logits, targets = model.head(torch.cat(places)).float(), torch.cat(wanted).to(device)
+    losses = F.cross_entropy(logits, targets, reduction="none").cpu()
+    right = (logits.argmax(-1) == targets).cpu()
+    lengths = [word for _, word in batch]
+    return list(zip(losses.split(lengths), right.split(lengths), strict=True))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _perplexity(losses: Sequence[float]) -> float:
+    mean = _mean(losses)
+    return math.exp(mean) if mean < 700 else math.inf

@@ -1,0 +1,185 @@
+"""Loss on a text longer than the context: windows that overlap, so that every token is predicted from a long past.
+
+The procedure is that of transformers' documentation, "Perplexity of fixed-length models". With a stride of the whole window
+it is what the GPT-2 paper's perplexities are compared with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gpt2_ablate.data.batches import IGNORED
+from gpt2_ablate.data.tokenizer import load_tokenizer
+from gpt2_ablate.errors import UserError
+from gpt2_ablate.model import GPT2
+from gpt2_ablate.model.loss import token_losses
+
+BATCH = 8  # windows that are read at a time
+
+Watch = Callable[[Sequence[tuple[Tensor, Tensor]]], Iterable[tuple[Tensor, Tensor]]]
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """Loss on a text, in units that compare with different things.
+
+    What is not per token is the mean loss times all tokens of the text: those few that no window predicts (the first, and
+    where windows do not overlap the first of each) are taken to be like the others.
+
+    Attributes:
+        loss: mean cross-entropy in nats of the tokens that were predicted.
+        predicted: how many these are.
+        tokens, bytes, characters, words: of the text; words are what white space separates.
+    """
+
+    loss: float
+    predicted: int
+    tokens: int
+    bytes: int
+    characters: int
+    words: int
+
+    @property
+    def perplexity(self) -> float:
+        """Per token: depends on the tokenizer."""
+        return _exp(self.loss)
+
+    @property
+    def word_perplexity(self) -> float:
+        """Per word: what papers give for texts that come split into words."""
+        return _exp(self.loss * self.tokens / max(1, self.words))
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.loss / math.log(2) * self.tokens / self.bytes
+
+    @property
+    def bits_per_character(self) -> float:
+        return self.loss / math.log(2) * self.tokens / self.characters
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Names and values, to be read."""
+        return [
+            ("tokens predicted", f"{self.predicted:,} of {self.tokens:,}"),
+            ("loss per token", f"{self.loss:.4f} nats"),
+            ("perplexity per token", f"{self.perplexity:.4f}"),
+            ("perplexity per word", f"{self.word_perplexity:.4f}"),
+            ("bits per byte", f"{self.bits_per_byte:.4f}"),
+            ("bits per character", f"{self.bits_per_character:.4f}"),
+        ]
+
+
+def read_text(file: Path) -> str:
+    """A text file in UTF-8.
+
+    Raises:
+        UserError: it is missing, empty, or no text.
+    """
+    try:
+        text = file.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); give a text file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: byte {error.start + 1} is not UTF-8; give a text file in UTF-8") from error
+    if "\0" in text:
+        raise UserError(f"{file}: byte {len(text[: text.index(chr(0))].encode()) + 1} is zero, as in no text; give one in UTF-8")
+    if not text.strip():
+        raise UserError(f"{file}: holds no text; give a file that does")
+    return text
+
+
+def score_text(
+    model: GPT2, text: str, window: int | None = None, stride: int | None = None, watch: Watch = lambda batches: batches
+) -> TextScore:
+    """Score a text, taken as one document without <|endoftext|>; arguments as of `strided_loss`.
+
+    Raises:
+        UserError: as `strided_loss`.
+    """
+    ids = torch.tensor(load_tokenizer().encode_ordinary(text))
+    loss, predicted = strided_loss(model, ids, window, stride, watch)
+    return TextScore(loss, predicted, len(ids), len(text.encode()), len(text), len(text.split()))
+
+
+def strided_loss(
+    model: GPT2, ids: Tensor, window: int | None = None, stride: int | None = None, watch: Watch = lambda batches: batches
+) -> tuple[float, int]:
+    """Mean cross-entropy in nats of the token ids [N] of one text, and how many of them it is the mean of.
+
+    Windows of T tokens begin S tokens apart. Each predicts what the one before has not: the first window all of its tokens
+    but the first, every other its last S, from at least T - S tokens. Where T = S, nothing precedes the first token of a
+    window, and it is not predicted. Each prediction counts once; transformers' documentation weighs a window of n
+    predictions by n - 1, which moves the mean by less than 1/S of the first window's distance from it.
+
+    Args:
+        window: T, tokens; None: the length that the model was trained on.
+        stride: S, from 1 to T; None: half of T.
+        watch: is given all windows and hands them on one after the other, as a progress bar does.
+
+    Raises:
+        UserError: the window is longer than the positions can tell, the stride than the window, or there is no text.
+    """
+    longest = model.positions.max_length
+    window = model.config.block_size if window is None else window
+    stride = max(1, window // 2) if stride is None else stride
+    if window < 2:
+        raise UserError(f"window: {window} is too small to predict a token from another; give 2 or more")
+    if longest is not None and window > longest:
+        raise UserError(f"window: {window} is more positions than this model can tell apart; give at most {longest}")
+    if not 1 <= stride <= window:
+        raise UserError(f"stride: {stride} tokens would leave a gap or never move on; give 1 to {window}, the window")
+    if len(ids) < 2:
+        raise UserError(f"text: {len(ids)} tokens leave nothing to predict; give a longer text")
+
+    device = model.embedding.weight.device
+    total, count = 0.0, 0
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for inputs, targets in watch(_Windows(ids, min(window, len(ids)), stride)):
+                hidden = model.hidden(inputs.to(device))
+                counted = targets != IGNORED
+                losses = token_losses(hidden[counted.to(device)], model.embedding.weight, targets[counted].to(device))
+                total += float(losses.double().sum())
+                count += len(losses)
+    finally:
+        model.train(was_training)
+    return total / count, count
+
+
+class _Windows(Sequence[tuple[Tensor, Tensor]]):
+    """Batch n of the windows: inputs [B, T], and targets [B, T] with IGNORED where an earlier window has predicted."""
+
+    def __init__(self, ids: Tensor, window: int, stride: int):
+        self.ids, self.window, self.stride = ids, window, stride
+        # The last is the first to reach the end.
+        self.windows = 1 + -(-(len(ids) - window) // stride)
+
+    def __len__(self) -> int:
+        return -(-self.windows // BATCH)
+
+    def __getitem__(self, n):  # type: ignore[no-untyped-def]
+        if not 0 <= n < len(self):
+            raise IndexError(n)
+        rows = range(n * BATCH, min((n + 1) * BATCH, self.windows))
+        inputs = torch.zeros(len(rows), self.window, dtype=torch.long)
+        targets = torch.full_like(inputs, IGNORED)
+        for row, number in enumerate(rows):
+            start = number * self.stride
+            text = self.ids[start : start + self.window]  # the last may be shorter: what fills it up is behind it
+            inputs[row, : len(text)] = text
+            seen = start - self.stride + self.window if number else 1  # tokens that were predicted, or need not be
+            first = max(1, seen - start)
+            targets[row, first - 1 : len(text) - 1] = text[first:]
+        return inputs, targets
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf
