@@ -12,9 +12,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from gpt2_ablate.data.tokenizer import END_OF_TEXT_ID
 from gpt2_ablate.errors import UserError
 
 IGNORED = -100  # cross-entropy's mark for a target that does not count
+
+
+def number_documents(input_ids: Tensor) -> Tensor:
+    """[B, T] -> [B, T]: the number of the document that each token belongs to, counted from 0 in each row; its last is
+    <|endoftext|>."""
+    ends = input_ids == END_OF_TEXT_ID
+    return ends.cumsum(1) - ends.long()
+
+
+def with_documents(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """(input_ids, targets) -> (input_ids, targets, documents)."""
+    return *batch, number_documents(batch[0])
 
 
 class TrainingBatches(IterableDataset):

@@ -21,12 +21,13 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from gpt2_ablate.data.tokenizer import END_OF_TEXT, package_folder
 from gpt2_ablate.errors import UserError
 
 SPLITS = ("train", "validation", "test")
+CALLED = {**{split: split for split in SPLITS}, "valid": "validation", "dev": "validation"}
 SUFFIXES = (".txt", ".txt.gz", ".txt.xz")
 BLOCK = 1 << 20
 
@@ -43,7 +44,7 @@ class Corpus:
         name: as the user gave it.
         digest: changes when the text, or the way that it is split, does.
         documents: split name -> the documents of that split, read anew at each call; `None` instead of a split's name
-            means: everything, still to be split.
+            means: still to be split, into all the splits that are not named.
     """
 
     name: str
@@ -99,16 +100,33 @@ def _text_files(name: str, path: Path) -> Corpus:
         files = sorted(f for f in path.rglob("*") if f.is_file() and f.name.endswith(SUFFIXES))
     if not files:
         raise UserError(f"corpus: {path} holds no {' '.join(SUFFIXES)} file; give a folder that does")
-    # Files called train, validation and test are those splits; without both of the first two, all is one heap.
-    named = {split: [f for f in files if f.name.split(".")[0] == split] for split in SPLITS}
-    heaps: dict[str | None, list[Path]] = {split: of for split, of in named.items() if of}
-    if not (named["train"] and named["validation"]):
-        heaps = {None: files}
+    heaps = _heaps([(file.name.split(".")[0], file) for file in files])
+    if left_out := [file for file in files if not any(file in heap for heap in heaps.values())]:
+        raise UserError(
+            f"corpus: {left_out[0]} belongs to no split, where others are called train and validation; name each file train, "
+            "validation or test, or none of them"
+        )
     return Corpus(
         name=name,
         digest=_digest_of_files(files, salt="text files"),
         documents={split: lambda of=of: _documents_of_files(of) for split, of in heaps.items()},  # type: ignore[misc]
     )
+
+
+def _heaps(sources: list[tuple[str, Any]]) -> dict[str | None, list]:
+    """(what it is called, source) -> sources by split; None is still to be split.
+
+    Where training text comes without validation text, it is to be split along with whatever has no split's name; a test
+    text is kept apart all the same.
+    """
+    named = {split: [source for name, source in sources if CALLED.get(name) == split] for split in SPLITS}
+    if not named["train"]:
+        return {None: [source for _, source in sources]}
+    heaps: dict[str | None, list] = {split: of for split, of in named.items() if of}
+    if not named["validation"]:
+        del heaps["train"]
+        heaps[None] = [source for name, source in sources if CALLED.get(name) != "test"]
+    return heaps
 
 
 def _documents_of_files(files: list[Path]) -> Iterator[str]:
@@ -126,7 +144,9 @@ def _documents_of_file(file: Path) -> Iterator[str]:
     """The documents of one file, holding no more of it in memory than the longest of them."""
     openers: dict[str, Callable[..., IO]] = {".gz": gzip.open, ".xz": lzma.open}
     opener = openers.get(file.suffix, open)
-    decoder, position, rest = codecs.getincrementaldecoder("utf-8")(), 0, ""
+    decoder, position = codecs.getincrementaldecoder("utf-8")(), 0
+    begun: list[str] = []  # the document that is being read, but for its last few characters: half a mark may be in them
+    rest, half_a_mark = "", len(END_OF_TEXT) - 1
     try:
         with opener(file, "rb") as stream:
             more = True
@@ -137,7 +157,11 @@ def _documents_of_file(file: Path) -> Iterator[str]:
                 if "\0" in text:
                     raise UserError(f"corpus: {file} is binary (it holds a NUL byte); give plain UTF-8 text")
                 *whole, rest = (rest + text).split(END_OF_TEXT)
-                yield from whole
+                for document in whole:
+                    yield "".join((*begun, document))
+                    begun = []
+                begun.append(rest[:-half_a_mark])
+                rest = rest[-half_a_mark:]
                 position += len(block)
     except UnicodeDecodeError as error:
         where = position - undecoded + error.start
@@ -146,7 +170,7 @@ def _documents_of_file(file: Path) -> Iterator[str]:
         raise UserError(f"corpus: {file} cannot be unpacked ({error}); it is damaged or not what its ending says") from error
     except OSError as error:
         raise UserError(f"corpus: {file} cannot be read ({error.strerror}); check its permissions") from error
-    yield rest
+    yield "".join((*begun, rest))
 
 
 def _dataset(name: str, column: str) -> Corpus:
@@ -166,11 +190,7 @@ def _dataset(name: str, column: str) -> Corpus:
     for split, table in found.items():
         if column not in table.column_names:
             raise UserError(f"corpus: {name!r} has no column {column!r} in {split}; give one of {', '.join(table.column_names)}")
-    names = {"validation": ("validation", "valid", "dev"), "test": ("test",), "train": ("train",)}
-    tables = {split: found[n] for split, known in names.items() for n in known if n in found}
-    heaps: dict[str | None, list] = {split: [table] for split, table in tables.items()}
-    if not ("train" in tables and "validation" in tables):
-        heaps = {None: list(found.values())}
+    heaps = _heaps(list(found.items()))
     fingerprints = " ".join(f"{split}={table._fingerprint}" for split, table in sorted(found.items()))
     return Corpus(
         name=name,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from gpt2_ablate.data.batches import EvaluationBatches, TrainingBatches
+from gpt2_ablate.data.batches import EvaluationBatches, TrainingBatches, with_documents
 from gpt2_ablate.data.corpora import open_corpus
 from gpt2_ablate.data.tokens import Tokens, tokenise
 from gpt2_ablate.errors import UserError
@@ -20,6 +22,8 @@ class TextData(LightningDataModule):
         batch_size: B, windows to a batch.
         seed: order of the training windows.
         column: of a data set, that holds the text.
+        separate_documents: whether the documents of a window are hidden from each other; GPT-2 was trained without. Batches
+            then have a third tensor, documents [B, T].
         validation_tokens: how much of the validation text is scored while training; None: all of it.
 
     Raises:
@@ -34,6 +38,7 @@ class TextData(LightningDataModule):
         seed: int = 0,
         column: str = "text",
         validation_tokens: int | None = None,
+        separate_documents: bool = False,
     ):
         super().__init__()
         if batch_size < 1:
@@ -43,6 +48,7 @@ class TextData(LightningDataModule):
         self.corpus, self.column = corpus, column
         self.block_size, self.batch_size, self.seed = block_size, batch_size, seed
         self.validation_tokens = validation_tokens
+        self.separate_documents = separate_documents
         self.splits: dict[str, Tokens] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -60,12 +66,17 @@ class TextData(LightningDataModule):
         assert trainer is not None
         start = trainer.global_step * trainer.accumulate_grad_batches
         batches = TrainingBatches(self.splits["train"].ids, self.block_size, self.batch_size, self.seed, start)
-        return DataLoader(batches, batch_size=None, pin_memory=trainer.strategy.root_device.type == "cuda")
+        return self._load(batches, pinned=trainer.strategy.root_device.type == "cuda")
 
     def val_dataloader(self) -> DataLoader:
         limit = None if self.validation_tokens is None else self.validation_tokens + 1
         ids = self.splits["validation"].ids[:limit]
-        return DataLoader(EvaluationBatches(ids, self.block_size, self.batch_size), batch_size=None)
+        return self._load(EvaluationBatches(ids, self.block_size, self.batch_size))
+
+    def _load(self, batches: TrainingBatches | EvaluationBatches, pinned: bool = False) -> DataLoader:
+        # Without a batch size torch hands each item of the data to collate_fn as it is: our items are batches already.
+        collate: Any = with_documents if self.separate_documents else None
+        return DataLoader(batches, batch_size=None, collate_fn=collate, pin_memory=pinned)
 
     @property
     def bytes_per_token(self) -> float:

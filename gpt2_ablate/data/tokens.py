@@ -102,7 +102,7 @@ def _write(corpus: Corpus, folder: Path) -> None:
     for split, documents in corpus.documents.items():
         splits[split or "all"] = _encode(documents(), folder / f"{split or 'all'}.bin")
     if "all" in splits:
-        splits = _split(folder, splits["all"])
+        splits |= _split(folder, splits.pop("all"), [split for split in SPLITS if split not in splits])
     for split, size in splits.items():
         if not size["tokens"]:
             raise UserError(f"corpus: {corpus.name} has no text for {split}; give more text")
@@ -132,22 +132,22 @@ def _encode(documents: Iterable[str], file: Path) -> dict[str, int]:
     return size
 
 
-def _split(folder: Path, size: dict[str, int]) -> dict[str, dict[str, int]]:
-    """Cut `all.bin` into train, validation and test, at ends of documents where there are enough of them.
+def _split(folder: Path, size: dict[str, int], names: list[str]) -> dict[str, dict[str, int]]:
+    """Cut `all.bin` into these splits, at ends of documents where there are enough of them.
 
     The held-out text is the last: a corpus that is ordered by time or topic is tested on what it has not seen.
     """
     ids = np.memmap(folder / "all.bin", dtype=DTYPE, mode="r") if size["tokens"] else np.empty(0, DTYPE)
     ends = np.flatnonzero(ids == END_OF_TEXT_ID) + 1
     cuts = [0]
-    for held_out in (2 * HELD_OUT, HELD_OUT):
+    for held_out in [n * HELD_OUT for n in range(len(names) - 1, 0, -1)]:
         later = ends[(ends > cuts[-1]) & (ends < len(ids))]
         cuts.append(max(cuts[-1], _nearest(later, round(len(ids) * (1 - held_out)), len(ids))))
     cuts.append(len(ids))
     # Bytes of text that each id stands for; the mark between documents stands for none.
     lengths = np.array([len(load_tokenizer().decode_single_token_bytes(id)) for id in range(END_OF_TEXT_ID)] + [0])
     splits = {}
-    for split, start, end in zip(SPLITS, cuts[:-1], cuts[1:], strict=True):
+    for split, start, end in zip(names, cuts[:-1], cuts[1:], strict=True):
         part = np.asarray(ids[start:end])
         (folder / f"{split}.bin").write_bytes(part.tobytes())
         splits[split] = {"tokens": len(part), "bytes": int(lengths[part].sum())}

@@ -27,6 +27,7 @@ class LanguageModel(LightningModule):
             of the highest at the last step.
         weight_decay: of matrices and embeddings; biases and norms are not decayed (Brown et al. 2005.14165, appendix B).
         betas: AdamW's averaging of gradients and of their squares.
+        init: a checkpoint to start from, converted to `config` (see `gpt2_ablate.weights`); None: random weights.
 
     Raises:
         UserError: a value is out of range.
@@ -39,6 +40,7 @@ class LanguageModel(LightningModule):
         warmup_steps: int = 100,
         weight_decay: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.95),
+        init: str | None = None,
     ):
         super().__init__()
         if not learning_rate > 0:
@@ -52,20 +54,20 @@ class LanguageModel(LightningModule):
         self.learning_rate, self.warmup_steps = learning_rate, warmup_steps
         self.weight_decay, self.betas = weight_decay, betas
         self.seed = torch.initial_seed() % 2**32
-        self.model = GPT2(config)
+        self.model = GPT2(config) if init is None else _converted(init, config)
         self.save_hyperparameters(
             {**asdict(config), "learning_rate": learning_rate, "warmup_steps": warmup_steps, "weight_decay": weight_decay}
         )
 
-    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         """Make what is dropped at each step a function of (seed, step), as the batches are: a resumed run drops the same."""
         if self.model.config.dropout:
             torch.manual_seed(self.seed * 1_000_003 + batch_idx)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Mean loss of one batch, input_ids and targets [B, T] each."""
-        input_ids, targets = batch
-        hidden = self.model.hidden(input_ids)
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        """Mean loss of one batch: input_ids and targets [B, T] each, and documents [B, T] where they are kept apart."""
+        input_ids, targets, *documents = batch
+        hidden = self.model.hidden(input_ids, None, *documents)
         loss = self.model.loss_of_hidden(hidden, targets)
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             # The loss that trains is rounded (see model.loss); the one that people read is worth a second look.
@@ -81,7 +83,7 @@ class LanguageModel(LightningModule):
             self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """Mean loss of one batch."""
         return self.model.loss(*batch)
 
@@ -107,3 +109,9 @@ class LanguageModel(LightningModule):
         bf16 has none."""
         if gradient_clip_val:
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
+
+def _converted(init: str, config: GPT2Config) -> GPT2:
+    from gpt2_ablate.weights import convert, load_pretrained  # what a run from nothing does not need
+
+    return convert(load_pretrained(init), config)

@@ -8,7 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2_ablate.data.batches import IGNORED, EvaluationBatches, TrainingBatches
+from gpt2_ablate.data.batches import IGNORED, EvaluationBatches, TrainingBatches, number_documents
+
+from .texts import END
 
 few = settings(max_examples=60, deadline=None, derandomize=True)
 sizes = dict(T=st.integers(1, 12), seed=st.integers(0, 99))
@@ -161,3 +163,8 @@ def test_evaluation_needs_one_token_more_than_the_context(refused, T):
     assert len(EvaluationBatches(counting(T + 1), T, 2)) == 1
     with refused("block_size", T):
         EvaluationBatches(counting(T), T, 2)
+
+
+def test_documents_are_numbered_and_each_ends_with_its_mark():
+    ids = torch.tensor([[5, END, 6, 7, END, 8], [END, END, 1, 2, 3, 4]])
+    assert number_documents(ids).tolist() == [[0, 0, 1, 1, 1, 2], [0, 1, 2, 2, 2, 2]]

@@ -143,6 +143,18 @@ def test_a_test_split_is_not_needed(tmp_path):
     assert documents(open_corpus(str(tmp_path))) == {"train": ["one"], "validation": ["three"]}
 
 
+def test_without_a_validation_the_test_stays_a_test(tmp_path):
+    """What is scored at the end must not have been trained on."""
+    write(tmp_path, train="one", test="four")
+    assert documents(open_corpus(str(tmp_path))) == {None: ["one"], "test": ["four"]}
+
+
+def test_a_file_beside_splits_that_belongs_to_none_is_refused(tmp_path, refused):
+    write(tmp_path, train="one", validation="two", more="three")
+    with refused("more.txt", "no split"):
+        open_corpus(str(tmp_path))
+
+
 def test_a_digest_is_that_of_the_text_and_its_splits(tmp_path):
     def digest(folder, **files):
         return open_corpus(str(write(tmp_path / folder, **files))).digest

@@ -62,6 +62,12 @@ def test_splits_without_a_validation_are_one_heap(tmp_path):
     assert documents(open_corpus(saved(tmp_path / "a", splits))) == {None: [*TEXTS, "four"]}
 
 
+def test_without_a_validation_the_test_stays_a_test(tmp_path):
+    """What is scored at the end must not have been trained on."""
+    splits = datasets.DatasetDict(train=table(), test=table(["four"]))
+    assert documents(open_corpus(saved(tmp_path / "a", splits))) == {None: TEXTS, "test": ["four"]}
+
+
 def test_a_folder_of_parquet(tmp_path):
     name = parquet(tmp_path / "a", train=table(), validation=table(["four"]))
     assert documents(open_corpus(name)) == {"train": TEXTS, "validation": ["four"]}

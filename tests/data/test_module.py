@@ -7,7 +7,7 @@ import datasets
 import pytest
 import torch
 
-from gpt2_ablate.data.batches import IGNORED, TrainingBatches
+from gpt2_ablate.data.batches import IGNORED, TrainingBatches, number_documents
 from gpt2_ablate.data.module import TextData
 
 from .texts import decode, tokenised, write
@@ -98,3 +98,10 @@ def test_setting_up_twice_reads_once(tmp_path):
 def test_a_corpus_that_is_not_there_is_refused(refused):
     with refused("no such corpus"):
         data("no such corpus")
+
+
+def test_documents_are_told_apart_where_they_are_kept_apart(tmp_path):
+    write(tmp_path, train="<|endoftext|>".join(words(3, f"text{n}") for n in range(90)), validation=words(500))
+    for inputs, _, documents in itertools.islice(data(str(tmp_path), separate_documents=True).train_dataloader(), 5):
+        assert documents.equal(number_documents(inputs)) and documents.max() > 0
+    assert all(len(batch) == 3 for batch in data(str(tmp_path), separate_documents=True).val_dataloader())

@@ -111,6 +111,15 @@ def test_an_end_amid_the_held_out_text_leaves_something_for_both(cache):
     assert all(len(s.ids) >= 5 for s in splits.values())
 
 
+def test_where_the_test_is_given_the_rest_is_cut_in_two(cache):
+    texts = [f"document {n}" for n in range(100)]
+    found = tokenise(Corpus("a corpus", "with a test", {None: texts.copy, "test": ["the test"].copy}))
+    assert found["test"].ids.tolist() == encoded(["the test"]).tolist()
+    assert [*found["train"].ids, *found["validation"].ids] == encoded(texts).tolist()
+    assert 0.04 < len(found["validation"].ids) / len(encoded(texts)) < 0.06
+    assert found["validation"].bytes + found["train"].bytes == sum(map(len, texts))
+
+
 def test_a_text_too_short_to_split_is_refused(cache, refused):
     with refused("a corpus", "give more text"):
         tokenise(unsplit(["one"]))

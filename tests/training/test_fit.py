@@ -7,7 +7,7 @@ from gpt2_ablate.machine import auto_precision
 from gpt2_ablate.training.module import NonFiniteLoss
 from gpt2_ablate.training.trainer import build
 
-from .tiny import Steps, fit, same, weights
+from .tiny import Steps, fit, same, weights, words
 
 
 def gradients(trainer, module):
@@ -115,3 +115,15 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(config, every
     message = str(raised.value)
     assert "\n" not in message
     assert f"step {max(2, every)}" in message and "learning_rate" in message and "1e+30" in message
+
+
+def test_documents_kept_apart_are_read_as_if_each_were_alone(config, tmp_path):
+    """Where every window holds parts of many documents, their losses differ from those of windows read as one text."""
+    text = tmp_path / "text"
+    text.mkdir()
+    for split, n in {"train": 100, "validation": 40}.items():
+        (text / f"{split}.txt").write_text("<|endoftext|>".join(words(5) for _ in range(n)))
+    changes = {"data.corpus": str(text), "model.learning_rate": 1e-12}
+    (_, apart), (_, joined) = (fit(config({**changes, "data.separate_documents": flag})) for flag in (True, False))
+    assert apart["validation"] != joined["validation"]
+    assert apart["validation"][0][1] == pytest.approx(joined["validation"][0][1], abs=0.1)
