@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from gpt2_ablate.study.statistics import BASELINE, Effect, Estimate, Runs, by_variant, variants
+from gpt2_ablate.study.warm_start import Recovery
 
 # Okabe and Ito's palette, told apart by colour-blind readers (its yellow, lost on white, is a brown here).
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#8C6D31", "#0072B2", "#D55E00", "#CC79A7")
@@ -109,7 +110,7 @@ def cost_against_context(runs: Runs, file: Path) -> bool:
         ax.set(xlabel="context (tokens)", ylabel=unit, title=title)
         ax.set_xscale("log", base=2)
         ax.set_xticks([row["context"] for row in next(iter(tables.values()))])
-        ax.xaxis.set_major_formatter(_binary_thousands)
+        ax.xaxis.set_major_formatter(binary_thousands)
         ax.set_ylim(bottom=0)
         ax.legend(fontsize=8)
     return _save(fig, file, True)
@@ -129,6 +130,21 @@ def effects_with_intervals(found: list[Effect], file: Path) -> bool:
     ax.axvline(0, color="black", linewidth=1)
     ax.set_yticks(range(len(found)), [effect.name for effect in reversed(found)])
     ax.set(xlabel="change of validation loss (nats per token); left is better")
+    return _save(fig, file, True)
+
+
+def conversion_and_recovery(found: dict[str, Recovery], file: Path) -> bool:
+    """Each converted variant's loss right after conversion and after uptraining; the line is the control."""
+    if not found:
+        return False
+    fig, ax = plt.subplots(figsize=(7.5, 0.45 * len(found) + 1.4))
+    for n, recovery in enumerate(reversed(found.values())):
+        colour = COLOURS[len(found) - 1 - n % len(COLOURS)]
+        ax.annotate("", (recovery.after, n), (recovery.before, n), arrowprops={"arrowstyle": "->", "color": colour, "lw": 2})
+        ax.plot(recovery.before, n, "o", color=colour)
+    ax.axvline(found[BASELINE].after, color="black", linewidth=1)
+    ax.set_yticks(range(len(found)), list(reversed(found)))
+    ax.set(xlabel="validation loss (nats per token), from conversion to the end of uptraining")
     return _save(fig, file, True)
 
 
@@ -172,15 +188,21 @@ def _thousands(value: float, _: object = None) -> str:
     return f"{value / 1000:g}k" if value >= 1000 and math.isfinite(value) else f"{value:g}"
 
 
-def _binary_thousands(value: float, _: object = None) -> str:
+def binary_thousands(value: float, _: object = None) -> str:
     return f"{value / 1024:g}k" if value >= 1024 else f"{value:g}"
 
 
 def _save(fig, file: Path, drawn: bool) -> bool:
     if drawn:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}.partial")
-        fig.savefig(partial, format="png")
-        partial.replace(file)
+        save(fig, file)
     plt.close(fig)
     return drawn
+
+
+def save(fig, file: Path) -> None:
+    """Write a figure whole or not at all, and forget it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    fig.savefig(partial, format="png")
+    partial.replace(file)
+    plt.close(fig)

@@ -16,7 +16,10 @@ from gpt2_ablate.errors import UserError
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 VARIANT_KEYS = {"order", "title", "factors", "model", "paper", "idea", "challenges", "worth"}
-PRESET_KEYS = {"title", "seeds", "sizes", "prompt", "model", "data", "trainer", "evaluation_tokens", "at_once"}
+PRESET_KEYS = {
+    "title", "seeds", "sizes", "prompt", "model", "data", "trainer", "evaluation_tokens", "at_once", "init", "uptraining",
+}  # fmt: skip
+UPTRAINING = 0.05  # share of the training budget that Ainslie et al. 2305.13245 (section 2.1) spend on a converted checkpoint
 TEXTS = ("title", "paper", "idea", "challenges", "worth")
 
 
@@ -31,6 +34,7 @@ class Run:
         factors: the changes that the variant is made of.
         texts: what the variant's YAML tells the reader of the report.
         order: where the variant stands in tables.
+        init_digest: of the weights that it starts from; None: it starts from random ones.
     """
 
     preset: str
@@ -42,6 +46,7 @@ class Run:
     factors: tuple[str, ...] = ()
     texts: dict[str, str] = field(default_factory=dict)
     order: int = 0
+    init_digest: str | None = None
 
     @property
     def name(self) -> str:
@@ -58,7 +63,7 @@ class Run:
 
     def fingerprint(self, corpus_digest: str) -> str:
         """Changes when anything that decides the record of the run does."""
-        decisive = [self.config, self.prompt, self.evaluation_tokens, corpus_digest]
+        decisive = [self.config, self.prompt, self.evaluation_tokens, corpus_digest, self.init_digest]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -86,6 +91,8 @@ def load_plan(
     variants: Iterable[str] = (),
     seeds: Iterable[int] = (),
     experiments: Path = EXPERIMENTS,
+    init: str | None = None,
+    out: Path = Path(),
 ) -> Plan:
     """Read a preset and its variants.
 
@@ -94,6 +101,8 @@ def load_plan(
         variants: names in experiments/variants; none means all of them.
         seeds: instead of the preset's own.
         experiments: the folder of both.
+        init: a checkpoint that all variants start from, each converted to what it is; None: what the preset says.
+        out: a path in `init` is looked for below this folder first.
 
     Raises:
         UserError: a name, key or value that does not exist or fit, naming file and key.
@@ -121,17 +130,27 @@ def load_plan(
         raise UserError(f"{file}: at_once: {value!r} is not a number of runs; give a whole number from 1")
     if not isinstance(value := wanted.get("prompt", "The"), str) or not value:
         raise UserError(f"{file}: prompt: {value!r} should be a text")
+    if not isinstance(value := wanted.get("uptraining", UPTRAINING), float) or not 0 < value <= 1:
+        raise UserError(f"{file}: uptraining: {value!r} is not a share of the training; give a number above 0, up to 1")
+    if not isinstance(value := wanted.get("init", ""), str):
+        raise UserError(f"{file}: init: {value!r} is not a checkpoint; give a folder, a file or a hub name")
     _require_mapping(file, "sizes", wanted.get("sizes") or {})
     _require_mapping(file, "model.config", wanted["model"].get("config") or {})
+    name, digest = file.stem, None
+    if source := init or wanted.get("init"):
+        wanted, digest = uptrained(wanted, str(out / source) if (out / source).exists() else source)
+        if init:  # what the preset trains from nothing must not be overwritten
+            name = f"{file.stem}-uptrained"
 
     runs = [
         run
-        for name in dict.fromkeys(names)
-        for run in _runs_of_variant(_find(experiments / "variants", name, "variant"), file, wanted, dict.fromkeys(chosen))
+        for variant in dict.fromkeys(names)
+        for run in _runs_of_variant(_find(experiments / "variants", variant, "variant"), file, wanted, dict.fromkeys(chosen))
     ]
     # Seed by seed, so that a study stopped early is a whole study with fewer seeds.
     runs.sort(key=lambda run: (list(chosen).index(run.seed), run.order, run.variant))
-    return Plan(file.stem, str(wanted.get("title", file.stem)), runs, wanted.get("at_once", 1))
+    runs = [dataclasses.replace(run, preset=name, init_digest=digest) for run in runs]
+    return Plan(name, str(wanted.get("title", file.stem)), runs, wanted.get("at_once", 1))
 
 
 def _runs_of_variant(file: Path, preset_file: Path, preset: dict, seeds: Iterable[int]) -> list[Run]:
@@ -178,6 +197,35 @@ def _runs_of_variant(file: Path, preset_file: Path, preset: dict, seeds: Iterabl
         )
         for seed in seeds
     ]
+
+
+def uptrained(preset: dict[str, Any], source: str) -> tuple[dict[str, Any], str]:
+    """A preset that continues a checkpoint for a share of its training; and a digest of the checkpoint's weights.
+
+    Raises:
+        UserError: the checkpoint cannot be loaded.
+    """
+    from gpt2_ablate.weights import load_pretrained  # slow to import; few studies start from a checkpoint
+
+    start = load_pretrained(source)
+    digest = hashlib.sha256()
+    for tensor_name, weight in start.named_parameters():
+        digest.update(tensor_name.encode())
+        digest.update(weight.detach().numpy().tobytes())
+    model, trainer = preset["model"], preset["trainer"]
+    share = preset.get("uptraining", UPTRAINING)
+    steps = max(1, round(share * trainer["max_steps"]))
+    return {
+        **preset,
+        "model": {
+            **model, "init": source, "config": dataclasses.asdict(start.config),
+            "warmup_steps": min(model.get("warmup_steps", steps), max(1, steps // 5)),
+        },
+        "trainer": {
+            **trainer, "max_steps": steps, "val_check_interval": min(trainer["val_check_interval"], max(1, steps // 4)),
+            "log_every_n_steps": min(trainer.get("log_every_n_steps", 10), max(1, steps // 4)),
+        },
+    }, digest.hexdigest()  # fmt: skip
 
 
 def _fill_in(value: Any, sizes: dict[str, Any], file: Path, preset_file: Path) -> Any:

@@ -18,7 +18,7 @@ STATUSES = ("finished", "failed", "missing")
 OPTIONAL: dict[str, type] = {
     "preset": str, "config": dict, "metrics": dict, "environment": dict, "texts": dict, "factors": list, "order": int,
     "curves": dict, "loss_by_position": list, "loss_by_position_beyond": list, "cost_by_context": list, "tensors": dict,
-    "sample": str, "error": str, "precision": str,
+    "sample": str, "kernels": list, "error": str, "precision": str,
 }  # fmt: skip
 PACKAGES = ("torch", "lightning", "torchmetrics", "tiktoken", "datasets", "fvcore", "numpy")
 

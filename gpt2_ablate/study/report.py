@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_ablate.errors import UserError
-from gpt2_ablate.study import statistics
+from gpt2_ablate.study import statistics, warm_start
 from gpt2_ablate.study.prose import bytes_, interval, listing, number, percent_change, signed, table, verdict
 from gpt2_ablate.study.record import write_text
 from gpt2_ablate.study.statistics import BASELINE
@@ -36,6 +36,8 @@ class Study:
         UserError: the records are of several presets, or the same run stands there twice.
     """
 
+    benchmarks = False  # whether there is a benchmark report beside this one
+
     def __init__(self, records: list[Record]):
         presets = list(dict.fromkeys(str(r.get("preset", "unnamed")) for r in records))
         if len(presets) > 1:
@@ -57,6 +59,7 @@ class Study:
             self.effects = statistics.effects(self.runs)
             self.beyond_parts = statistics.beyond_parts(self.runs)
             self.noise = statistics.noise(self.runs)
+            self.recoveries = warm_start.recoveries(self.runs)
 
     def metric(self, name: str) -> dict[str, float]:
         """variant -> mean of a metric over its seeds, where it has it."""
@@ -89,6 +92,7 @@ def write_report(records: list[Record], folder: Path) -> Path:
         UserError: the records cannot be reported together, or the folder cannot be written.
     """
     study = Study(records)
+    study.benchmarks = (folder / "benchmarks.md").exists()
     try:
         figures = _draw(study, folder / "figures")
     except OSError as error:
@@ -96,7 +100,7 @@ def write_report(records: list[Record], folder: Path) -> Path:
             f"{folder}: cannot be written ({error.strerror}); free some space, or give another folder as OUT"
         ) from error
     sections: Iterable[Callable[[Study, set[str]], str]] = (
-        _answer, _missing, _main_table, _effects, _quality, _cost, _changes, _samples, _limits, _setting,
+        _answer, _missing, _main_table, _from_checkpoint, _effects, _quality, _cost, _changes, _samples, _limits, _setting,
     )  # fmt: skip
     if not study.runs:
         sections = (_answer, _missing)
@@ -110,11 +114,13 @@ def _draw(study: Study, folder: Path) -> set[str]:
     from gpt2_ablate.study import figures
 
     for stale in folder.glob("*.png"):
-        stale.unlink()
+        if not stale.name.startswith("bench_"):
+            stale.unlink()
     if not study.runs:
         return set()
     drawn = {
         "loss_curves": figures.loss_curves(study.runs, folder / "loss_curves.png"),
+        "conversion": figures.conversion_and_recovery(study.recoveries, folder / "conversion.png"),
         "effects": figures.effects_with_intervals(study.effects, folder / "effects.png"),
         "quality_against_cost": figures.quality_against_cost(study.runs, study.losses, folder / "quality_against_cost.png"),
         "cost_against_context": figures.cost_against_context(study.runs, folder / "cost_against_context.png"),
@@ -291,6 +297,8 @@ def _main_table(study: Study, figures: set[str]) -> str:
         if study.metric("training_tokens_per_second")
         else "Speed and memory were not measured."
     )
+    if study.benchmarks:
+        measured += " [Benchmarks](benchmarks.md) set them beside transformers and the limits of the machine."
     return _paragraphs(
         "## Results",
         table(head, rows),
@@ -311,6 +319,11 @@ def _interval_note(study: Study) -> str:
         f"Differences are within seeds, which share batches and initial weights; intervals are 95 % for the whole column at "
         f"once (Bonferroni), from a residual standard deviation of {deviation:.4f} nats with {freedom} degrees of freedom."
     )
+
+
+def _from_checkpoint(study: Study, figures: set[str]) -> str:
+    caption = "Loss right after conversion (dot) and after uptraining (arrow head). The line is the control."
+    return warm_start.section(study.recoveries, study.runs[0], _figure("conversion", caption, figures))
 
 
 def _effects(study: Study, figures: set[str]) -> str:
@@ -571,7 +584,9 @@ def _samples(study: Study, figures: set[str]) -> str:
 def _limits(study: Study, figures: set[str]) -> str:
     parameters, tokens = study.value(study.names[0], "parameters_total"), _training_tokens(study)
     lines = []
-    if parameters and tokens:
+    if study.recoveries:
+        lines.append("One checkpoint was converted. Another, or one trained for longer, may lose and recover other shares.")
+    elif parameters and tokens:
         lines.append(
             f"The models saw {tokens / parameters:.3g} tokens per parameter; compute-optimal training sees about 20 (Hoffmann et "
             "al. 2203.15556). How fast a variant learns at first weighs more here than where it would end."
@@ -597,6 +612,9 @@ def _setting(study: Study, figures: set[str]) -> str:
     if environment:
         machines = dict.fromkeys(_machine(r) for r in study.runs)
         lines += [f"Machine: {machine}." for machine in machines if machine]
+    kernels = {name: listing(run["kernels"]) for name, run in study.first.items() if run.get("kernels")}
+    if kernels:
+        lines.append("Attention kernels: " + "; ".join(f"{name} {of}" for name, of in kernels.items()) + ".")
     seconds = [r["metrics"]["run_seconds"] for r in study.runs if statistics.is_number(r["metrics"].get("run_seconds"))]
     if seconds:
         lines.append(f"Time: {sum(seconds) / 60:.1f} minutes of training for {len(seconds)} runs.")

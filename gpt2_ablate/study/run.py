@@ -19,6 +19,8 @@ from gpt2_ablate.evaluation import cost
 from gpt2_ablate.evaluation.perplexity import Score, score
 from gpt2_ablate.machine import autocast
 from gpt2_ablate.model import GPT2
+from gpt2_ablate.model.attend import kernel_for
+from gpt2_ablate.model.pattern import Pattern
 from gpt2_ablate.study.plan import Run
 from gpt2_ablate.study.record import SCHEMA, environment, write_json, write_text
 from gpt2_ablate.training.callbacks import Memory, Perplexity, Progress, Samples, Throughput
@@ -59,11 +61,13 @@ def train_run(
         logger = TensorBoardLogger(logs.parent, name="", version=logs.name, default_hp_metric=False, purge_step=purge)
         callbacks = [timer, perplexity, throughput, memory, samples, Progress(tell, throughput), checkpoint]
         cli = build(run.config, callbacks, logger)
+        before = _score_before(cli, run, tell)
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=resume, weights_only=True)
 
         cli.model.to(cli.trainer.strategy.root_device)  # Lightning has moved it back to the CPU
         tell({"phase": "scoring"})
         metrics, details = _evaluate(cli, run.evaluation_tokens)
+        metrics |= before
         metrics |= {
             **{name: value for name, value in memory.values.items() if name != "peak_bytes"},
             "run_peak_bytes": memory.values["peak_bytes"],
@@ -146,6 +150,23 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.stem.partition("=")[2])
 
 
+def _score_before(cli: TrainingCLI, run: Run, tell: Callable[[dict], None]) -> dict[str, float]:
+    """The validation loss of a converted checkpoint before it is trained on; a resumed run finds the same once more."""
+    if not run.init_digest:
+        return {}
+    tell({"phase": "scoring"})
+    model, data = cli.model.model, cli.datamodule
+    device = cli.trainer.strategy.root_device
+    data.setup()
+    with autocast(str(cli.trainer.precision), device):
+        ids = data.splits["validation"].ids[: run.evaluation_tokens]
+        return {
+            "validation_loss_before": score(
+                model.to(device), ids, model.config.block_size, data.batch_size, data.separate_documents
+            ).loss
+        }
+
+
 def _evaluate(cli: TrainingCLI, limit: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the trained model is worth, and what it costs: single numbers, and those that depend on something."""
     model: GPT2 = cli.model.model
@@ -155,7 +176,7 @@ def _evaluate(cli: TrainingCLI, limit: int | None) -> tuple[dict[str, Any], dict
 
     def rate(split: str, block_size: int) -> Score:
         with autocast(str(cli.trainer.precision), model.embedding.weight.device):
-            return score(model, data.splits[split].ids[:limit], block_size, data.batch_size)
+            return score(model, data.splits[split].ids[:limit], block_size, data.batch_size, data.separate_documents)
 
     for split in ("validation", "test"):
         if split in data.splits:
@@ -185,6 +206,12 @@ def _evaluate(cli: TrainingCLI, limit: int | None) -> tuple[dict[str, Any], dict
         }
         for context in CONTEXTS
     ]
+    device = model.embedding.weight.device
+    details["kernels"] = list(
+        dict.fromkeys(
+            kernel_for(Pattern.of(layer), device, config.block_size, config.dropout, config.kernel) for layer in config.layers
+        )
+    )
     details["tensors"] = {name: list(p.shape) for name, p in model.named_parameters()}
     return metrics, details
 

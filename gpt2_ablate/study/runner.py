@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,12 +14,12 @@ from filelock import FileLock, Timeout
 from gpt2_ablate.data.corpora import open_corpus
 from gpt2_ablate.data.tokens import tokenise
 from gpt2_ablate.errors import UserError
-from gpt2_ablate.study import child
+from gpt2_ablate.study import child, measurements
 from gpt2_ablate.study.live import Live
 from gpt2_ablate.study.plan import Plan, Run
 from gpt2_ablate.study.record import SCHEMA, read_record, write_json, write_results
 
-RUN, MEASURE = "gpt2_ablate.study.run", "gpt2_ablate.study.measure"
+RUN = "gpt2_ablate.study.run"
 
 Record = dict[str, Any]
 
@@ -63,7 +61,7 @@ def carry_out(plan: Plan, out: Path, neighbours: Plan | None = None) -> list[Rec
         UserError: the corpus or the output folder cannot be used, or another study is at work there.
     """
     folders = Folders(out)
-    child.prepare([RUN, MEASURE])
+    child.prepare([RUN, measurements.MEASURE])
     with _only_study_in(folders.study(plan.preset)), Live(plan) as live:
         corpus = open_corpus(plan.data.get("corpus", "shakespeare"), plan.data.get("column", "text"))
         live.say(f"Corpus: {corpus.name}.")
@@ -152,36 +150,22 @@ def _add_measurements(plan: Plan, folders: Folders, records: list[Record], live:
     if not configs:
         return
     batch_size = plan.data.get("batch_size", 8)
-    key = hashlib.sha256(json.dumps([configs, batch_size], sort_keys=True).encode()).hexdigest()[:16]
+    key = measurements.key_of(configs, batch_size)
     file = folders.study(plan.preset) / "measurements.json"
-    measured = _earlier_measurements(file, key)
-    if measured is None:
+    # The benchmark's own, where it has measured these models: two reports, one set of numbers.
+    found = measurements.earlier(folders.reports / "benchmarks.json", key, "variants") or measurements.earlier(file, key)
+    if found is None:
+        live.say("Measuring speed and memory, with nothing else going on.")
+        log = file.with_name("measure.log")
         try:
-            measured = _measure(configs, batch_size, file.with_name("measure.log"), live)
+            measured = measurements.measure(configs, batch_size, log, live.measuring, live.tick)
         except child.Failure as failure:
-            live.warn(f"Speed and memory could not be measured: {failure}; see {file.with_name('measure.log')}")
+            live.warn(f"Speed and memory could not be measured: {failure}; see {log}")
             return
-        write_json(file, {"key": key, "variants": measured})
+        write_json(file, measured)
+        found = measured["variants"]
     for record in finished:
-        record["metrics"] |= measured[record["variant"]]
-
-
-def _measure(configs: dict[str, dict], batch_size: int, log: Path, live: Live) -> dict[str, dict[str, Any]]:
-    live.say("Measuring speed and memory, with nothing else going on.")
-    speeds = child.run_in_child(f"{MEASURE}:speed", configs, batch_size, log=log, tell=live.measuring, tick=live.tick)
-    for name, config in configs.items():
-        # Each in a fresh process: the peak of a process never falls.
-        peak = child.run_in_child(f"{MEASURE}:memory", config, batch_size, log=log, tell=live.measuring, tick=live.tick)
-        speeds[name]["training_peak_bytes"] = peak
-    return speeds
-
-
-def _earlier_measurements(file: Path, key: str) -> dict[str, dict[str, Any]] | None:
-    try:
-        earlier = json.loads(file.read_text())
-        return earlier["variants"] if earlier["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        record["metrics"] |= found[record["variant"]]
 
 
 @contextmanager

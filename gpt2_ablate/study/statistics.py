@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -192,7 +193,10 @@ def _fit(runs: Runs, names: list[str], metric: str, with_seeds: bool = True):
     if with_seeds:
         # Sum-to-zero coding: a variant's coefficient is its mean over all seeds of the study.
         columns += [[float(run["seed"] == s) - float(run["seed"] == seeds[-1]) for run in runs] for s in seeds[:-1]]
-    return sm.OLS(np.array([run["metrics"][metric] for run in runs]), np.array(columns).T).fit()
+    with warnings.catch_warnings():
+        # Not every study can tell variants and seeds apart; _contrast finds out what it can estimate.
+        warnings.filterwarnings("ignore", message=".*rank-deficient")
+        return sm.OLS(np.array([run["metrics"][metric] for run in runs]), np.array(columns).T).fit()
 
 
 def _contrast(fit, weights: np.ndarray, comparisons: int) -> Estimate:

@@ -62,3 +62,18 @@ def train_until(stop_at, run, fingerprint, folder, logs, tell):
             raise RuntimeError("broke down")
 
     train_run(run, fingerprint, folder, logs, 1, tell=pass_on)
+
+
+def meet_at(mine, yours, tell):
+    mine.touch()
+    end = time.monotonic() + 60
+    while not yours.exists():
+        if time.monotonic() > end:
+            return "waited in vain"
+        time.sleep(0.01)
+    return "met"
+
+
+def meet_later(number, tell):
+    time.sleep(1)
+    meet(number, tell)

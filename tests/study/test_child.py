@@ -3,6 +3,7 @@
 import errno
 import os
 import time
+from functools import partial
 
 import psutil
 import pytest
@@ -108,3 +109,59 @@ def test_a_child_does_not_outlive_a_parent_that_stops(call):
 def test_a_function_that_is_not_there_is_a_failure(call):
     with pytest.raises(child.Failure, match="nonesuch"):
         call("nonesuch")
+
+
+class TestSideBySide:
+    @pytest.fixture
+    def jobs(self, tmp_path):
+        """Jobs by name; what they tell is gathered in jobs.told as (key, news)."""
+
+        def make(*calls):
+            return [
+                child.Job(f"{__package__}.children:{name}", args, tmp_path / f"log-{key}", partial(tell, key), key)
+                for key, (name, *args) in enumerate(calls)
+            ]
+
+        def tell(key, news):
+            make.told.append((key, news))
+
+        make.told = []
+        return make
+
+    def test_every_job_ends_with_its_own_result(self, jobs):
+        ended = child.run_side_by_side(jobs(("add", 1, 2), ("add", 3, 4), ("add", 5, 6)), 2, lambda: None)
+        assert {job.key: result for job, result in ended} == {0: 3, 1: 7, 2: 11}
+        assert sorted(jobs.told) == [(0, {"adding": [1, 2]}), (1, {"adding": [3, 4]}), (2, {"adding": [5, 6]})]
+
+    def test_so_many_at_once_and_no_more(self, jobs):
+        """A job is asked for only when there is a child to do it."""
+        given, ended = [], 0
+
+        def one_by_one():
+            for job in jobs(*[("wait", 0.2)] * 5):
+                given.append(job)
+                yield job
+
+        for _ in child.run_side_by_side(one_by_one(), 2, lambda: None):
+            ended += 1
+            assert len(given) - ended <= 2
+        assert ended == 5
+
+    def test_two_are_at_work_at_the_same_time(self, jobs, tmp_path):
+        """Each waits for a file that the other one makes."""
+        a, b = tmp_path / "a", tmp_path / "b"
+        ended = child.run_side_by_side(jobs(("meet_at", a, b), ("meet_at", b, a)), 2, lambda: None)
+        assert [result for _, result in ended] == ["met", "met"]
+
+    def test_a_failure_leaves_its_neighbour_alone(self, jobs):
+        ended = child.run_side_by_side(jobs(("kill", "SIGKILL"), ("add", 1, 2), ("fail",), ("add", 3, 4)), 2, lambda: None)
+        results = {job.key: result for job, result in ended}
+        assert (results[1], results[3]) == (3, 7)
+        assert isinstance(results[0], child.Failure) and "SIGKILL" in str(results[0])
+        assert isinstance(results[2], child.Failure) and "the first line" in str(results[2])
+
+    def test_a_full_disk_ends_the_neighbour_too(self, jobs):
+        with pytest.raises(UserError):
+            list(child.run_side_by_side(jobs(("wait", 60), ("meet_later", errno.ENOSPC)), 2, lambda: None))
+        ((_, news),) = jobs.told
+        wait_until(lambda: not psutil.pid_exists(news["pid"]), 10)

@@ -101,6 +101,22 @@ class TestPlainLines:
             live.finish(0, 5.0)
         assert "about 3 min left" in screen.file.getvalue().splitlines()[-1]
 
+    def test_runs_side_by_side_share_the_time(self, clock):
+        """Two runs at a time, a step of each a second: 100 of 300 steps after 50 s leave 100 s."""
+        screen = console(False)
+        with Live(plan(), screen) as live:
+            live.begin([False, False, False])
+            live.start(0)
+            live.start(1)
+            for n in range(1, 51):
+                clock.now += 1.0
+                live.news(0, step(n))
+                live.news(1, step(n))
+            live.start(2)
+        assert "[3/3] gqa, seed 0: started, about 2 min left" in screen.file.getvalue().splitlines()[-1]
+        for name in ("baseline", "rope"):
+            assert len(re.findall(rf"{name}, seed 0: step", screen.file.getvalue())) == 2
+
 
 class TestTable:
     def test_shows_all_variants_and_how_far_they_are(self, clock):

@@ -245,6 +245,8 @@ WRONG = {
     "a trainer that is a list": (in_preset("trainer", [1]), "tiny.yaml", "trainer"),
     "a prompt that is a number": (in_preset("prompt", 3), "tiny.yaml", "prompt"),
     "an empty prompt": (in_preset("prompt", ""), "tiny.yaml", "prompt"),
+    "no runs at once": (in_preset("at_once", 0), "tiny.yaml", "at_once"),
+    "runs at once in words": (in_preset("at_once", "all"), "tiny.yaml", "at_once"),
     "scored tokens in words": (in_preset("evaluation_tokens", "all"), "tiny.yaml", "evaluation_tokens"),
     "fewer scored tokens than none": (in_preset("evaluation_tokens", -5), "tiny.yaml", "evaluation_tokens"),
     "an empty variant": (raw_variant(b""), "mine.yaml", "keys and values"),
