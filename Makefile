@@ -63,6 +63,6 @@ lint: install ## ruff and mypy
 	@$(BIN)/mypy
 
 clean: ## remove all that studies and tools leave behind, but for .venv, reference reports and weights of others
-	@find checkpoints -mindepth 2 -maxdepth 2 -name .lock -execdir sh -c 'rm -rf "$$PWD"' \;
+	@for study in checkpoints/*/; do [ ! -e "$$study.lock" ] || rm -rf "$$study"; done
 	@rm -rf reports/figures reports/tensorboard reports/analysis.md reports/results.json reports/verification.md reports/benchmarks.*
 	@rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

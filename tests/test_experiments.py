@@ -13,7 +13,8 @@ from gpt2_ablate.evaluation.cost import count_parameters
 from gpt2_ablate.model import GPT2, GPT2Config
 from gpt2_ablate.study.plan import load_plan
 
-PRESETS = sorted(file.stem for file in (REPOSITORY / "experiments" / "presets").glob("*.yaml"))
+CONTENTS = {f.stem: yaml.safe_load(f.read_text()) for f in sorted((REPOSITORY / "experiments" / "presets").glob("*.yaml"))}
+PRESETS = [name for name, content in CONTENTS.items() if "init" not in content]
 FILES = sorted((REPOSITORY / "experiments").glob("*/*.yaml"))
 
 each_preset = pytest.mark.parametrize("preset", PRESETS)
@@ -61,6 +62,19 @@ def test_losses_are_looked_at_and_states_are_kept_within_a_run(preset):
     trainer = load_plan(preset).runs[0].config["trainer"]
     assert trainer["max_steps"] % trainer["val_check_interval"] == 0
     assert trainer.get("log_every_n_steps", 10) <= trainer["val_check_interval"] < trainer["max_steps"]
+
+
+def test_uptraining_continues_the_default_study_on_the_same_text():
+    cpu, uptrain = CONTENTS["cpu"], CONTENTS["uptrain"]
+    assert uptrain["init"] == "checkpoints/cpu/baseline/seed-0" and cpu["seeds"][0] == 0
+    for key in ("sizes", "data", "prompt", "evaluation_tokens", "trainer"):
+        assert uptrain[key] == cpu[key], key
+
+
+def test_uptraining_needs_a_checkpoint_and_says_so(tmp_path, refused, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with refused("checkpoints/cpu/baseline/seed-0"):
+        load_plan("uptrain")
 
 
 def test_the_default_study_has_the_seeds_that_intervals_need():
@@ -117,9 +131,16 @@ class TestMakefile:
         assert '--variants "rope-gqa"' in self.dry("ablate", "VARIANT=rope-gqa")
 
     def test_clean_removes_what_studies_leave_and_nothing_else(self, tmp_path):
-        kept = ("checkpoints/README.md", "reports/README.md", "reports/reference/analysis.md", ".venv/installed", "my.txt")
+        kept = (
+            "checkpoints/README.md",
+            "checkpoints/gpt2/model.safetensors",
+            "reports/README.md",
+            "reports/reference/analysis.md",
+            ".venv/installed",
+            "my.txt",
+        )
         left = ("checkpoints/cpu/rope/seed-0/record.json", "reports/analysis.md", "reports/results.json", "reports/figures/a.png")
-        for name in (*kept, *left, "reports/tensorboard/cpu/events"):
+        for name in (*kept, *left, "checkpoints/cpu/.lock", "reports/tensorboard/cpu/events"):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text("")
         shutil.copy(REPOSITORY / "Makefile", tmp_path)

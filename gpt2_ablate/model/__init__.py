@@ -1,7 +1,8 @@
 """GPT-2 as plain torch modules, and the parts of it that an ablation swaps.
 
-Read in this order: `config` (the sizes), `gpt2` (the whole model), `attention` (one layer's heads), `attend` (the
-kernels behind them), `learned` and `rotary` (where a token stands), `mlp`, `loss`, `cache`, `generate`.
+Read in this order: `config` (the sizes), `gpt2` (the whole model), `attention` (one layer's heads), `pattern` (which keys
+a query sees), `attend` (the door to the kernels) and behind it `reference`, `sliding`, `flex` and `mix`; `learned`, `rotary`
+and `rope_scaling` (where a token stands), `mlp`, `loss`; `cache`, `documents`, `generate` and `packed` (how it writes).
 
 Shapes, here and everywhere: B batch, T tokens, C width, H query heads, G key/value heads, D head width, W window,
 V vocabulary.
@@ -9,7 +10,7 @@ V vocabulary.
 
 from gpt2_ablate.model.cache import KVCache
 from gpt2_ablate.model.config import GPT2Config
-from gpt2_ablate.model.generate import generate
+from gpt2_ablate.model.generate import generate, stream
 from gpt2_ablate.model.gpt2 import GPT2
 
-__all__ = ["GPT2", "GPT2Config", "KVCache", "generate"]
+__all__ = ["GPT2", "GPT2Config", "KVCache", "generate", "stream"]

@@ -1,103 +1,140 @@
-"""Attention kernels: from queries, keys and values to mixed values, doing no more work than the pattern needs.
+"""The one door to the attention kernels: from queries, keys and values to mixed values, by the fastest way there is.
 
-Queries are [B, H, T, D], keys and values [B, G, T, D]; query head h reads key/value head h // (H / G). Under a mask, the
-H / G queries of a group are folded into the rows of one product, so that keys and values are not repeated; without one,
-torch's kernel is told about the groups.
+Queries are [B, H, T, D], keys and values [B, G, T, D]; query head h reads key/value head h // (H / G). Every kernel does
+what `gpt2_ablate.model.reference` does, and no more work than the pattern needs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ScoreBias = Callable[[Tensor, Tensor], Tensor] | None
+from gpt2_ablate.errors import UserError
+from gpt2_ablate.model.flex import flex
+from gpt2_ablate.model.pattern import Pattern
+from gpt2_ablate.model.reference import reference, rows
+from gpt2_ablate.model.sliding import sliding
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, window: int | None = None, score_bias: ScoreBias = None, dropout: float = 0.0
-) -> Tensor:
-    """Causal attention of T tokens over themselves: q [B, H, T, D], k and v [B, G, T, D] -> [B, H, T, D].
+def attend(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, dropout: float = 0.0, kernel: str = "auto") -> Tensor:
+    """Attention of T tokens over themselves: q [B, H, T, D], k and v [B, G, T, D] -> [B, H, T, D].
 
     Args:
-        window: W, query i sees keys i - W < j <= i; None: all keys up to i.
-        score_bias: what is added to the scores, see `Positions.score_bias`.
+        pattern: which keys each query sees.
         dropout: probability of dropping an attention weight.
+        kernel: see `kernel_for`.
+
+    Raises:
+        UserError: the kernel cannot do this here.
     """
-    if window is not None and window < q.shape[2]:
-        return _attend_sliding(q, k, v, window, score_bias, dropout)
-    if score_bias is not None:
-        where = torch.arange(q.shape[2], device=q.device)
-        return attend_cached(q, k, v, where, where, window, score_bias, dropout)
-    return _unmasked(q, k, v, dropout, is_causal=True)
+    device = q.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # not every kernel is on autocast's list
+        q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
+    name = kernel_for(pattern, q.device, q.shape[2], dropout, kernel)
+    return KERNELS[name].run(q, k, v, pattern, dropout)
 
 
-def attend_cached(
-    q: Tensor, k: Tensor, v: Tensor, query_positions: Tensor, key_positions: Tensor,
-    window: int | None = None, score_bias: ScoreBias = None, dropout: float = 0.0,
-) -> Tensor:  # fmt: skip
-    """Attention of the newest Tq tokens over Tk cached ones in any order: [B, H, Tq, D] over [B, G, Tk, D].
+def attend_cached(q: Tensor, k: Tensor, v: Tensor, i: Tensor, j: Tensor, pattern: Pattern) -> Tensor:
+    """Attention of the newest Tq tokens over Tk cached ones: [B, H, Tq, D] over [B, G, Tk, D] -> [B, H, Tq, D].
 
-    Every pair is scored, and the pairs that the pattern hides are masked: right where Tq is small. It is also the plain
-    definition of the pattern that the faster kernels are tested against.
+    Args:
+        i: [Tq], the places of the queries.
+        j: [Tk] or [B, Tk], the places of the keys, in any order. One new token of a plain window must see them all.
     """
-    if q.shape[2] == 1 and score_bias is None:
+    plain = pattern.dilations == {1} and not pattern.global_tokens and pattern.starts is None and pattern.score_bias is None
+    if plain and q.shape[2] == 1:
         # One new token sees all that the cache holds: nothing to mask.
-        return _unmasked(q, k, v, dropout, is_causal=False)
-    return _masked(q, k, v, _mask(q, query_positions, key_positions, window, score_bias), dropout)
+        return _sdpa(q, k, v, 0.0, is_causal=False)
+    return rows(q, k, v, pattern, i, j)
 
 
-def _attend_sliding(q: Tensor, k: Tensor, v: Tensor, window: int, score_bias: ScoreBias, dropout: float) -> Tensor:
-    """Blocks of W queries against the two blocks of W keys that they can see: work and memory grow with T x W.
+def kernel_for(pattern: Pattern, device: torch.device, T: int, dropout: float = 0.0, kernel: str = "auto") -> str:
+    """The name of the kernel that `attend` takes for T tokens on this device.
 
-    Longformer's sliding chunks (Beltagy et al. 2004.05150, section 3.2 and appendix A), causal, without overlap copies
-    of the queries.
+    Args:
+        kernel: "auto", the first of these that can; or the name of one, which has to.
+
+            - "causal": torch's fused kernels, where there is nothing to hide but the future.
+            - "flex": FlexAttention on CUDA, compiled for the pattern.
+            - "sliding": windows in blocks, anywhere.
+            - "reference": every pair is scored and masked, anything anywhere.
+
+    Raises:
+        UserError: there is no such kernel, or it cannot do this here.
     """
-    B, _, T, D = q.shape
-    q, k, v = (_pad(x, -T % window) for x in (q, k, v))
-    where = torch.arange(2 * window, device=q.device)
-
-    # The first block sees only itself, and all of its past is in the window.
-    first = attend(q[:, :, :window], k[:, :, :window], v[:, :, :window], None, score_bias, dropout)
-
-    # All others see themselves and the block before, through one band mask [W, 2W] that they share.
-    def blocks(x: Tensor, n: int) -> Tensor:  # [B, heads, T, D] -> [B, T/W - 1, heads, n W, D]
-        return x.unfold(2, n * window, window).permute(0, 2, 1, 4, 3)
-
-    queries = blocks(q[:, :, window:], 1).flatten(0, 1)
-    keys, values = (blocks(x, 2).flatten(0, 1) for x in (k, v))
-    rest = _masked(queries, keys, values, _mask(queries, where[window:], where, window, score_bias), dropout)
-    rest = rest.unflatten(0, (B, -1)).transpose(1, 2).flatten(2, 3)
-    return torch.cat((first, rest), dim=2)[:, :, :T]
+    if kernel == "auto":
+        return next(name for name, k in KERNELS.items() if k.obstacle(pattern, device, T, dropout) is None)
+    obstacle = find_kernel(kernel).obstacle(pattern, device, T, dropout)
+    if obstacle is not None:
+        raise UserError(f"kernel: {kernel} cannot run here, because {obstacle}; give auto")
+    return kernel
 
 
-def _unmasked(q: Tensor, k: Tensor, v: Tensor, dropout: float, is_causal: bool) -> Tensor:
-    """SDPA without a mask: torch's kernels know groups, and on a CPU share one row of many heads among the cores."""
+def find_kernel(name: str) -> Kernel:
+    """The kernel of this name; for "auto" the last resort.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name == "auto":
+        return KERNELS["reference"]
+    if name not in KERNELS:
+        raise UserError(f"kernel: there is no {name!r}; give one of auto, {', '.join(KERNELS)}")
+    return KERNELS[name]
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, dropout: float = 0.0) -> Tensor:
+    return _sdpa(q, k, v, dropout, is_causal=True)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, dropout: float, is_causal: bool) -> Tensor:
+    """Without a mask torch's kernels know groups, and on a CPU share one row of many heads among the cores."""
     grouped = bool(q.shape[1] != k.shape[1])
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=is_causal, enable_gqa=grouped)
 
 
-def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
-    """SDPA with the H / G queries of each group as rows of one product: [B, H, Tq, D] seen as [B, G, H/G Tq, D]."""
-    B, H, Tq, D = q.shape
-    G = k.shape[1]
-    # [Tq, Tk] serves every head; [H, Tq, Tk] (a bias) has a row for each. Both become [1 or G, H/G Tq, Tk].
-    mask = mask.repeat(H // G, 1) if mask.ndim == 2 else mask.unflatten(0, (G, H // G)).flatten(1, 2)
-    y = F.scaled_dot_product_attention(q.reshape(B, G, -1, D), k, v, attn_mask=mask, dropout_p=dropout)
-    return y.reshape(B, H, Tq, D)
+def _no_causal(pattern: Pattern, device: torch.device, T: int, dropout: float) -> str | None:
+    return None if pattern.sees_all(T) else "the pattern hides more than the future"
 
 
-def _mask(q: Tensor, query_positions: Tensor, key_positions: Tensor, window: int | None, score_bias: ScoreBias) -> Tensor:
-    """Which keys each query sees [Tq, Tk], or with a bias what is added to the scores [H, Tq, Tk] (-inf: not seen)."""
-    distance = query_positions[:, None] - key_positions[None, :]
-    visible = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-    if score_bias is None:
-        return visible
-    return score_bias(query_positions, key_positions).masked_fill(~visible, float("-inf")).to(q.dtype)
+def _no_flex(pattern: Pattern, device: torch.device, T: int, dropout: float) -> str | None:
+    if device.type != "cuda":
+        return f"it has no backward pass on {device.type}"
+    if dropout:
+        return "it knows no dropout"
+    if pattern.score_bias is not None:
+        return "these positions add to the scores"
+    return None
 
 
-def _pad(x: Tensor, tokens: int) -> Tensor:
-    # At the end, where causality hides the padding from every real query.
-    return F.pad(x, (0, 0, 0, tokens)) if tokens else x
+def _no_sliding(pattern: Pattern, device: torch.device, T: int, dropout: float) -> str | None:
+    if pattern.window is None:
+        return "there is no window"
+    if pattern.global_tokens and pattern.starts is not None:
+        return "every document has global tokens of its own"
+    if pattern.score_bias is not None and (pattern.global_tokens or pattern.starts is not None):
+        return "a score bias is shared by all blocks"
+    return None
+
+
+def _never(pattern: Pattern, device: torch.device, T: int, dropout: float) -> str | None:
+    return None
+
+
+class Kernel(NamedTuple):
+    """How a kernel is run, and what (if anything) keeps it from running."""
+
+    run: Callable[..., Tensor]
+    obstacle: Callable[[Pattern, torch.device, int, float], str | None]
+
+
+KERNELS = {  # the best first
+    "causal": Kernel(_causal, _no_causal),
+    "flex": Kernel(flex, _no_flex),
+    "sliding": Kernel(sliding, _no_sliding),
+    "reference": Kernel(reference, _never),
+}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 
-from gpt2_ablate.model.attend import attend, attend_cached
+from gpt2_ablate.model.attend import attend, attend_cached, find_kernel
 from gpt2_ablate.model.cache import LayerCache
 from gpt2_ablate.model.config import GPT2Config
 from gpt2_ablate.model.parts import part
+from gpt2_ablate.model.pattern import Pattern
 from gpt2_ablate.model.positions import Positions
 
 
@@ -24,25 +27,32 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = (config.n_head, config.kv_heads, config.kv_heads)
         self.head_dim = config.head_dim
-        self.window = config.window
+        self.pattern = Pattern.of(config)
+        self.kernel = config.kernel
+        find_kernel(config.kernel)
         self.dropout = config.dropout
         self.qkv = nn.Linear(config.n_embd, sum(self.heads) * config.head_dim)
         self.output = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, where: Tensor, positions: Positions, cache: LayerCache | None = None) -> Tensor:
-        """x [B, T, C] at the positions `where` [T] -> [B, T, C].
+    def forward(
+        self, x: Tensor, where: Tensor, positions: Positions, cache: LayerCache | None = None, starts: Tensor | None = None
+    ) -> Tensor:
+        """x [B, T, C] at the places `where` [T] -> [B, T, C].
 
-        With a cache, x are the newest tokens of a longer text whose earlier keys and values the cache holds.
+        With a cache, x are the newest tokens of a longer text whose earlier keys and values the cache holds. With
+        `starts` [B, T], the place where each token's document starts, it sees and counts from there.
         """
         q, k, v = self.project(x)
-        q, k = positions.rotate(q, where), positions.rotate(k, where)
+        told = where if starts is None else where - starts
+        q, k = positions.rotate(q, told), positions.rotate(k, told)
+        pattern = replace(self.pattern, starts=starts, score_bias=positions.score_bias)
         if cache is None or cache.is_empty:
-            y = attend(q, k, v, self.window, positions.score_bias, self.dropout if self.training else 0.0)
+            y = attend(q, k, v, pattern, self.dropout if self.training else 0.0, self.kernel)
             if cache is not None:
-                cache.append(k, v, where)
+                cache.append(k, v, where, starts)
         else:
-            keys, values, seen = cache.append(k, v, where)
-            y = attend_cached(q, keys.type_as(q), values.type_as(q), where, seen, self.window, positions.score_bias)
+            keys, values, seen = cache.append(k, v, where, starts)
+            y = attend_cached(q, keys.type_as(q), values.type_as(q), where, seen, pattern)
         return self.output(y.transpose(1, 2).flatten(2))
 
     def project(self, x: Tensor) -> list[Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from gpt2_ablate.errors import UserError
 
@@ -28,8 +29,18 @@ class GPT2Config:
         n_kv_head: G, the number of key/value heads (Ainslie et al. 2305.13245, section 2.2): None means H
             (multi-head attention), 1 is multi-query attention.
         positions: the part that tells tokens where they stand: "learned" (GPT-2) or "rotary" (Su et al. 2104.09864).
+        rope_base: rotary positions turn pair i of D/2 by rope_base ** (-2i / D) a token.
+        rope_interleaved: the pairs are neighbouring channels, as in the paper; default is channel i of either half.
+        rope_scaling: how rotary positions reach further than they were trained, see `gpt2_ablate.model.rope_scaling`:
+            None, "linear", "ntk" or "yarn".
+        rope_factor: how many times further; block_size is the length reached, block_size / rope_factor that trained.
         window: W, key j is visible to query i iff i - W < j <= i (Beltagy et al. 2004.05150, section 3.1); None means
-            all of the past.
+            all of the past. A list says it for each layer, from the first; a shorter one is repeated.
+        dilation: d, the window's keys lie d tokens apart and reach d times as far (section 3.1): one number, a list of one
+            for each query head, or a list over layers of such lists, repeated like `window`.
+        global_tokens: places in the text whose tokens see all before them and are seen by all after them, whatever the
+            window (section 3.1, made causal).
+        kernel: what computes attention, see `gpt2_ablate.model.attend`: "auto" takes the fastest that can.
         dropout: probability of dropping an embedding, an attention weight or a residual update in training.
         attention: the part that mixes tokens.
         mlp: the part that works on each token alone.
@@ -48,18 +59,26 @@ class GPT2Config:
     n_embd: int = 768
     n_kv_head: int | None = None
     positions: str = "learned"
-    window: int | None = None
+    rope_base: float = 10_000.0
+    rope_interleaved: bool = False
+    rope_scaling: str | None = None
+    rope_factor: float = 1.0
+    window: int | tuple[int | None, ...] | None = None
+    dilation: int | tuple[int | tuple[int, ...], ...] = 1
+    global_tokens: tuple[int, ...] = ()
+    kernel: str = "auto"
     dropout: float = 0.0
     attention: str = "self_attention"
     mlp: str = "mlp"
     norm: str = "layer_norm"
 
     def __post_init__(self) -> None:
+        for name in ("window", "dilation", "global_tokens"):  # lists of a YAML or a JSON
+            object.__setattr__(self, name, _frozen(getattr(self, name)))
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
-            self._require_count(name)
-        for name in ("n_kv_head", "window"):
-            if getattr(self, name) is not None:
-                self._require_count(name)
+            _require_count(name, getattr(self, name))
+        if self.n_kv_head is not None:
+            _require_count("n_kv_head", self.n_kv_head)
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise UserError(f"dropout: {self.dropout!r} is not a probability; give a number from 0 up to, not including, 1")
         if self.n_embd % self.n_head:
@@ -69,17 +88,73 @@ class GPT2Config:
         if self.n_head % self.kv_heads:
             divisors = ", ".join(str(g) for g in range(1, self.n_head + 1) if self.n_head % g == 0)
             raise UserError(f"n_kv_head: {self.kv_heads} does not divide n_head = {self.n_head}; give one of {divisors}")
+        self._check_rotary()
+        self._check_pattern()
+
+    def _check_rotary(self) -> None:
         if self.positions == "rotary" and self.head_dim % 2:
             raise UserError(
                 f"positions: rotary turns pairs of channels, but n_embd / n_head = {self.head_dim} is odd; give an even width"
             )
+        for name in ("rope_base", "rope_factor"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < float("inf"):
+                raise UserError(f"{name}: {value!r} is out of range; give a number from 1")
+        if self.rope_factor != 1 and self.rope_scaling is None:
+            raise UserError(f"rope_factor: {self.rope_factor} changes nothing without rope_scaling; give linear, ntk or yarn")
 
-    def _require_count(self, name: str) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise UserError(f"{name}: {value!r} is not a whole number")
-        if value < 1:
-            raise UserError(f"{name}: {value} is too small; give 1 or more")
+    def _check_pattern(self) -> None:
+        windows = self._over_layers("window", self.window)
+        for i, window in enumerate(windows):
+            if window is not None:
+                _require_count(f"window[{i}]" if isinstance(self.window, tuple) else "window", window)
+        for i, dilation in enumerate(self._dilations()):
+            where = f"dilation[{i}]" if _is_nested(self.dilation) else "dilation"
+            if isinstance(dilation, tuple) and len(dilation) != self.n_head:
+                raise UserError(f"{where}: {len(dilation)} numbers for n_head = {self.n_head} heads; give one for each head")
+            for d in dilation if isinstance(dilation, tuple) else (dilation,):
+                _require_count(where, d)
+                if d >= self.block_size and d > 1:
+                    raise UserError(
+                        f"{where}: {d} leaves a head no key but its own token in a context of block_size = {self.block_size} "
+                        f"tokens; give less"
+                    )
+        if not isinstance(self.global_tokens, tuple):
+            raise UserError(f"global_tokens: {self.global_tokens!r} is not a list of places; give [0] for the first token")
+        for place in self.global_tokens:
+            if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < self.block_size:
+                raise UserError(
+                    f"global_tokens: {place!r} is no place in a context of block_size = {self.block_size} tokens; give whole "
+                    f"numbers from 0 to {self.block_size - 1}"
+                )
+        if len(set(self.global_tokens)) < len(self.global_tokens):
+            raise UserError(f"global_tokens: {list(self.global_tokens)} names a place twice; give each once")
+        spread = [name for name, unused in (("dilation", 1), ("global_tokens", ())) if getattr(self, name) != unused]
+        if spread and not any(windows):
+            raise UserError(f"{spread[0]}: no layer has a window that it could change; give a window, or leave it out")
+
+    def _dilations(self) -> tuple[Any, ...]:
+        return self._over_layers("dilation", self.dilation if _is_nested(self.dilation) else (self.dilation,))
+
+    def _over_layers(self, name: str, value: Any) -> tuple[Any, ...]:
+        """What a field says for each layer, where it says one thing for all or a list that is repeated."""
+        said = value if isinstance(value, tuple) else (value,)
+        if not said or self.n_layer % len(said):
+            raise UserError(
+                f"{name}: a list of {len(said)} does not fit n_layer = {self.n_layer} layers; give a length that divides it"
+            )
+        return said * (self.n_layer // len(said))
+
+    @property
+    def layers(self) -> tuple[GPT2Config, ...]:
+        """The config of each layer by itself: one window, and the dilation of its heads."""
+        windows = self._over_layers("window", self.window)
+        return tuple(
+            replace(self, window=window, dilation=dilation)
+            if window is not None
+            else replace(self, window=None, dilation=1, global_tokens=())
+            for window, dilation in zip(windows, self._dilations(), strict=True)
+        )
 
     @classmethod
     def preset(cls, name: str, **changes) -> GPT2Config:
@@ -101,3 +176,19 @@ class GPT2Config:
     def head_dim(self) -> int:
         """D, the width of one head."""
         return self.n_embd // self.n_head
+
+
+def _require_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UserError(f"{name}: {value!r} is not a whole number")
+    if value < 1:
+        raise UserError(f"{name}: {value} is too small; give 1 or more")
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, so that a config can be hashed and compared."""
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, tuple) and any(isinstance(inner, tuple) for inner in value)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterator
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.model.cache import KVCache
 from gpt2_ablate.model.gpt2 import GPT2
+from gpt2_ablate.model.packed import packed, worth_packing
+
+Choice = Callable[[Tensor], Tensor]  # logits [B, V] -> token ids [B]
+
+CHUNK = 512  # tokens of a prompt that are read at a time: no scores of T x T, however long the prompt
 
 
-@torch.no_grad()
 def generate(
     model: GPT2,
     input_ids: Tensor,
@@ -18,21 +25,52 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     generator: torch.Generator | None = None,
+    *,
+    top_p: float | None = None,
+    stop: Collection[int] = (),
+    lengths: Tensor | None = None,
 ) -> Tensor:
-    """Prompt and continuation [B, T + max_new_tokens] of the prompts input_ids [B, T].
+    """Prompt and continuation [B, T + N] of the prompts input_ids [B, T], see `stream`.
+
+    N is max_new_tokens, or fewer where every row has stopped before.
+    """
+    new = stream(model, input_ids, max_new_tokens, temperature, top_k, top_p, stop, generator, lengths)
+    return torch.cat((input_ids, *(token[:, None] for token in new)), dim=1)
+
+
+def stream(
+    model: GPT2,
+    input_ids: Tensor,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop: Collection[int] = (),
+    generator: torch.Generator | None = None,
+    lengths: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """Continue the prompts input_ids [B, T], yielding each new token of all rows [B] as soon as it is chosen.
+
+    The model is in evaluation mode while the stream is open.
 
     Args:
         temperature: divides the logits before sampling; 0 takes the likeliest token.
         top_k: sample among the k likeliest tokens only.
+        top_p: sample only among the likeliest tokens that together have this probability, of those that top_k leaves
+            (nucleus sampling, Holtzman et al. 1904.09751, section 3.1).
+        stop: token ids that end a row. A row that has ended repeats the token that ended it, and the stream ends with
+            its last row.
         generator: source of randomness; torch's global one if None.
+        lengths: [B], of the prompts, where they differ: the prompt of row b is the last lengths[b] of its T tokens, and
+            what stands before is padding. None: all are of T tokens.
 
     Raises:
-        UserError: an argument is out of range, or the text would outgrow learned positions.
+        UserError: an argument is out of range, or the text would outgrow learned positions. Raised at once, before the
+            first token is asked for.
     """
     if input_ids.ndim != 2:
         raise UserError(f"input_ids: the shape {tuple(input_ids.shape)} is not [B, T]; give one row a prompt")
-    B, T = input_ids.shape
-    if T < 1:
+    if input_ids.shape[1] < 1:
         raise UserError("input_ids: the prompt is empty; give one token at least, <|endoftext|> to start from nothing")
     if max_new_tokens < 0:
         raise UserError(f"max_new_tokens: {max_new_tokens} is negative; give 0 or more")
@@ -40,32 +78,75 @@ def generate(
         raise UserError(f"temperature: {temperature} is not a temperature; give 0 (greedy) or more")
     if top_k is not None and top_k < 1:
         raise UserError(f"top_k: {top_k} leaves no token to choose; give 1 or more")
-    model.positions.reach(T + max_new_tokens)
-    if max_new_tokens == 0:
-        return input_ids.clone()
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"top_p: {top_p} is not a share of the probability; give a number above 0, up to 1")
+    for token in stop:
+        if not 0 <= token < model.config.vocab_size:
+            raise UserError(f"stop: {token} is no token id; give ids from 0 to {model.config.vocab_size - 1}")
+    documents = None
+    if lengths is not None:
+        documents = _padding_apart(input_ids, lengths)
+        needed = slice(-int(lengths.max()), None)
+        input_ids, documents = input_ids[:, needed], documents[:, needed]
+    model.positions.reach(input_ids.shape[1] + max_new_tokens)
 
+    def choose(logits: Tensor) -> Tensor:
+        return _choose(logits, temperature, top_k, top_p, generator)
+
+    ends = torch.tensor(sorted(stop), device=input_ids.device)
+    return _continue(model, input_ids, documents, max_new_tokens, choose, ends)
+
+
+@torch.no_grad()
+def _continue(
+    model: GPT2, input_ids: Tensor, documents: Tensor | None, max_new_tokens: int, choose: Choice, ends: Tensor
+) -> Iterator[Tensor]:
+    B, T = input_ids.shape
     weight = model.embedding.weight
     cache = KVCache(model.config, B, T + max_new_tokens, weight.dtype, weight.device)
-    text = torch.empty(B, T + max_new_tokens, dtype=input_ids.dtype, device=input_ids.device)
-    text[:, :T] = input_ids
-    new = input_ids
+    ended = torch.zeros(B, dtype=torch.bool, device=input_ids.device)
+    last = input_ids[:, -1]
+    spans = [slice(start, start + CHUNK) for start in range(0, T, CHUNK)]
+    unread = [(input_ids[:, span], None if documents is None else documents[:, span]) for span in spans]
     was_training = model.training
     model.eval()
     try:
-        for t in range(T, T + max_new_tokens):
-            logits = model.head(model.hidden(new, cache)[:, -1])
-            new = _choose(logits.float(), temperature, top_k, generator)
-            text[:, t : t + 1] = new
+        with packed(model) if worth_packing(model, B, max_new_tokens) else nullcontext():
+            for _ in range(max_new_tokens):
+                for ids, numbers in unread:
+                    hidden = model.hidden(ids, cache, numbers)
+                last = torch.where(ended, last, choose(model.head(hidden[:, -1]).float()).type_as(last))
+                yield last
+                if len(ends):
+                    ended |= torch.isin(last, ends)
+                    if ended.all():
+                        return
+                unread = [(last[:, None], None)]
     finally:
         model.train(was_training)
-    return text
 
 
-def _choose(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
-    """Logits [B, V] -> one token id for each row [B, 1]."""
+def _padding_apart(input_ids: Tensor, lengths: Tensor) -> Tensor:
+    """The documents [B, T] of padded prompts: 0 is the padding of a row, 1 its prompt."""
+    B, T = input_ids.shape
+    if lengths.shape != (B,) or lengths.is_floating_point() or not ((lengths >= 1) & (lengths <= T)).all():
+        raise UserError(f"lengths: {lengths.tolist()} are not those of {B} prompts; give each row a whole number from 1 to {T}")
+    return (torch.arange(T, device=input_ids.device) >= T - lengths.to(input_ids.device)[:, None]).long()
+
+
+def _choose(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
+) -> Tensor:
+    """Logits [B, V] -> one token id for each row [B]."""
     if temperature == 0:
-        return logits.argmax(-1, keepdim=True)
+        return logits.argmax(-1)
     if top_k is not None and top_k < logits.shape[-1]:
         kept = logits.topk(top_k).values[:, -1:]
         logits = logits.masked_fill(logits < kept, float("-inf"))
-    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+    probabilities = (logits / temperature).softmax(-1)
+    if top_p is not None and top_p < 1:
+        likeliest, tokens = probabilities.sort(-1, descending=True)
+        # A token is left out if those before it have top_p together; the likeliest has none before it.
+        before = likeliest.cumsum(-1) - likeliest
+        probabilities = probabilities.scatter(-1, tokens, likeliest.masked_fill(before >= top_p, 0.0))
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]

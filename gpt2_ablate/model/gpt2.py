@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gpt2_ablate.model import attention, learned, mlp, norm, rotary  # noqa: F401  (registers GPT-2's own parts)
 from gpt2_ablate.model.cache import KVCache, LayerCache
 from gpt2_ablate.model.config import GPT2Config
+from gpt2_ablate.model.documents import starts_of
 from gpt2_ablate.model.loss import linear_cross_entropy
 from gpt2_ablate.model.parts import find_part
 from gpt2_ablate.model.positions import Positions
@@ -28,9 +29,12 @@ class Block(nn.Module):
         self.mlp = find_part("mlp", config.mlp)(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, where: Tensor, positions: Positions, cache: LayerCache | None = None) -> Tensor:
-        """x [B, T, C] at the positions `where` [T] -> [B, T, C]."""
-        x = x + self.dropout(self.attention(self.norm_1(x), where, positions, cache))
+    def forward(
+        self, x: Tensor, where: Tensor, positions: Positions, cache: LayerCache | None = None, starts: Tensor | None = None
+    ) -> Tensor:
+        """x [B, T, C] at the places `where` [T] -> [B, T, C]."""
+        packed = {} if starts is None else {"starts": starts}
+        x = x + self.dropout(self.attention(self.norm_1(x), where, positions, cache, **packed))
         return x + self.dropout(self.mlp(self.norm_2(x)))
 
 
@@ -48,7 +52,7 @@ class GPT2(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.positions: Positions = find_part("positions", config.positions)(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.blocks = nn.ModuleList(Block(layer) for layer in config.layers)
         self.norm = find_part("norm", config.norm)(config)
         self.initialise(seed)
 
@@ -73,35 +77,41 @@ class GPT2(nn.Module):
             else:
                 p.fill_(0.0 if name.endswith("bias") else 1.0)
 
-    def hidden(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, input_ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
         """Token ids [B, T] -> the normalised residual stream [B, T, C] that the head reads.
+
+        Args:
+            cache: the ids continue the text that it holds.
+            documents: [B, T], the number of the document that each token belongs to, where a row holds several, one after
+                the other: each is read as if it were alone. None: one a row.
 
         Raises:
             UserError: the text is longer than the positions can tell.
         """
         start = cache.length if cache is not None else 0
-        end = start + input_ids.shape[1]
-        self.positions.reach(end)
-        where = torch.arange(start, end, device=input_ids.device)
-        x = self.dropout(self.positions.embed(self.embedding(input_ids), where))
+        where = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)
+        starts = starts_of(documents, where, cache)
+        told = where if starts is None else where - starts
+        self.positions.reach(start + input_ids.shape[1] if starts is None else int(told.max()) + 1)
+        x = self.dropout(self.positions.embed(self.embedding(input_ids), told))
         for i, block in enumerate(self.blocks):
-            x = block(x, where, self.positions, cache.layers[i] if cache is not None else None)
+            x = block(x, where, self.positions, cache.layers[i] if cache is not None else None, starts)
         return self.norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:
         """[..., C] -> logits [..., V]."""
         return F.linear(hidden, self.embedding.weight)
 
-    def forward(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Token ids [B, T] -> logits [B, T, V]. With a cache, the ids continue the text that it holds."""
-        return self.head(self.hidden(input_ids, cache))
+    def forward(self, input_ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
+        """Token ids [B, T] -> logits [B, T, V]; `cache` and `documents` as in `hidden`."""
+        return self.head(self.hidden(input_ids, cache, documents))
 
-    def loss(self, input_ids: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, input_ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
         """Mean cross-entropy in nats of targets [B, T] given input_ids [B, T]; targets of -100 do not count.
 
         Equals `cross_entropy(self(input_ids), targets)`, but never holds all logits (see `gpt2_ablate.model.loss`).
         """
-        return self.loss_of_hidden(self.hidden(input_ids), targets)
+        return self.loss_of_hidden(self.hidden(input_ids, documents=documents), targets)
 
     def loss_of_hidden(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """The same from `hidden` [B, T, C], for callers that need the residual stream as well."""

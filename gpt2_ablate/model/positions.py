@@ -35,9 +35,9 @@ class Positions(nn.Module):
             )
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Add positions [T] to token embeddings x [B, T, C]."""
+        """Add positions [T] or [B, T] to token embeddings x [B, T, C]."""
         return x
 
     def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Turn queries or keys x [B, heads, T, D] by their positions [T]."""
+        """Turn queries or keys x [B, heads, T, D] by their positions [T] or [B, T]."""
         return x

@@ -215,6 +215,8 @@ def uptrained(preset: dict[str, Any], source: str) -> tuple[dict[str, Any], str]
     model, trainer = preset["model"], preset["trainer"]
     share = preset.get("uptraining", UPTRAINING)
     steps = max(1, round(share * trainer["max_steps"]))
+    # The loss is looked at four times or fewer, and at the end.
+    interval = min(n for n in range(1, steps + 1) if steps % n == 0 and 4 * n >= steps)
     return {
         **preset,
         "model": {
@@ -222,8 +224,8 @@ def uptrained(preset: dict[str, Any], source: str) -> tuple[dict[str, Any], str]
             "warmup_steps": min(model.get("warmup_steps", steps), max(1, steps // 5)),
         },
         "trainer": {
-            **trainer, "max_steps": steps, "val_check_interval": min(trainer["val_check_interval"], max(1, steps // 4)),
-            "log_every_n_steps": min(trainer.get("log_every_n_steps", 10), max(1, steps // 4)),
+            **trainer, "max_steps": steps, "val_check_interval": interval,
+            "log_every_n_steps": min(trainer.get("log_every_n_steps", 10), max(1, interval // 2)),
         },
     }, digest.hexdigest()  # fmt: skip
 

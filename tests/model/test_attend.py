@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2_ablate.model.attend import attend, attend_cached
+from gpt2_ablate.model import attend as kernels
+from gpt2_ablate.model.pattern import Pattern
 
 from .tiny import close, few, largest_allocation
 
@@ -37,6 +38,14 @@ def defined(q, k, v, window=None, bias=None):
     distance = where[:, None] - where[None, :]
     hidden = (distance < 0) if window is None else (distance < 0) | (distance >= window)
     return scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v
+
+
+def attend(q, k, v, window=None, bias=None, **options):
+    return kernels.attend(q, k, v, Pattern(window, score_bias=bias), **options)
+
+
+def attend_cached(q, k, v, i, j, window=None, bias=None):
+    return kernels.attend_cached(q, k, v, i, j, Pattern(window, score_bias=bias))
 
 
 def qkv(H, G, T, B=2, D=8, seed=0, dtype=torch.float64):

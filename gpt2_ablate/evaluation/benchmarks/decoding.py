@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -15,9 +16,11 @@ from gpt2_ablate.evaluation.benchmarks.limits import DTYPES
 from gpt2_ablate.evaluation.turns import rates, ratio, take_turns, tell_round
 from gpt2_ablate.machine import current_bytes, synchronise
 from gpt2_ablate.model import GPT2, GPT2Config, KVCache, generate
+from gpt2_ablate.model.packed import packed, worth_packing
 
 Tell = Callable[[str], None]
 READ = 2**28  # bytes, larger than any cache
+TEXT = 128  # tokens, what one would generate at least
 
 
 @torch.inference_mode()
@@ -78,17 +81,21 @@ def by_context(
     models = {name: GPT2(config).to(device, dtype).eval() for name, config in built.items()}
     vocab_size = min(config.vocab_size for config in built.values())
     found: dict[str, dict[str, Any]] = {name: {} for name in configs}
-    for context in contexts:
-        tell(f"decoding: reading {batch_size} x {context:,} tokens")
-        ids = torch.randint(vocab_size, (batch_size, context), device=device)
-        turns, caches = {}, {}
-        for name, model in models.items():
-            caches[name] = KVCache(built[name], batch_size, context + new * (rounds + 2), dtype, device)
-            turns[name] = _decoder(model, ids, caches[name], new)
-        where = f"decoding, {batch_size} x {context:,} tokens"
-        seconds = take_turns(turns, device, rounds, 1, partial(tell_round, tell, where))
-        for name in models:
-            found[name][str(context)] = {**rates(seconds[name], new * batch_size), "cache_bytes": caches[name].nbytes}
+    with ExitStack() as stack:
+        for model in models.values():
+            if worth_packing(model, batch_size, TEXT):  # as `stream` does
+                stack.enter_context(packed(model))
+        for context in contexts:
+            tell(f"decoding: reading {batch_size} x {context:,} tokens")
+            ids = torch.randint(vocab_size, (batch_size, context), device=device)
+            turns, caches = {}, {}
+            for name, model in models.items():
+                caches[name] = KVCache(built[name], batch_size, context + new * (rounds + 2), dtype, device)
+                turns[name] = _decoder(model, ids, caches[name], new)
+            where = f"decoding, {batch_size} x {context:,} tokens"
+            seconds = take_turns(turns, device, rounds, 1, partial(tell_round, tell, where))
+            for name in models:
+                found[name][str(context)] = {**rates(seconds[name], new * batch_size), "cache_bytes": caches[name].nbytes}
     return found
 
 
