@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2_ablate.errors import UserError
+from gpt2_ablate.model.causal import causal, fused
 from gpt2_ablate.model.flex import flex
 from gpt2_ablate.model.pattern import Pattern
 from gpt2_ablate.model.reference import reference, rows
@@ -48,7 +48,7 @@ def attend_cached(q: Tensor, k: Tensor, v: Tensor, i: Tensor, j: Tensor, pattern
     plain = pattern.dilations == {1} and not pattern.global_tokens and pattern.starts is None and pattern.score_bias is None
     if plain and q.shape[2] == 1:
         # One new token sees all that the cache holds: nothing to mask.
-        return _sdpa(q, k, v, 0.0, is_causal=False)
+        return fused(q, k, v, 0.0, is_causal=False)
     return rows(q, k, v, pattern, i, j)
 
 
@@ -58,7 +58,7 @@ def kernel_for(pattern: Pattern, device: torch.device, T: int, dropout: float = 
     Args:
         kernel: "auto", the first of these that can; or the name of one, which has to.
 
-            - "causal": torch's fused kernels, where there is nothing to hide but the future.
+            - "causal": where there is nothing to hide but the future.
             - "flex": FlexAttention on CUDA, compiled for the pattern.
             - "sliding": windows in blocks, anywhere.
             - "reference": every pair is scored and masked, anything anywhere.
@@ -85,16 +85,6 @@ def find_kernel(name: str) -> Kernel:
     if name not in KERNELS:
         raise UserError(f"kernel: there is no {name!r}; give one of auto, {', '.join(KERNELS)}")
     return KERNELS[name]
-
-
-def _causal(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, dropout: float = 0.0) -> Tensor:
-    return _sdpa(q, k, v, dropout, is_causal=True)
-
-
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, dropout: float, is_causal: bool) -> Tensor:
-    """Without a mask torch's kernels know groups, and on a CPU share one row of many heads among the cores."""
-    grouped = bool(q.shape[1] != k.shape[1])
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=is_causal, enable_gqa=grouped)
 
 
 def _no_causal(pattern: Pattern, device: torch.device, T: int, dropout: float) -> str | None:
@@ -133,7 +123,7 @@ class Kernel(NamedTuple):
 
 
 KERNELS = {  # the best first
-    "causal": Kernel(_causal, _no_causal),
+    "causal": Kernel(causal, _no_causal),
     "flex": Kernel(flex, _no_flex),
     "sliding": Kernel(sliding, _no_sliding),
     "reference": Kernel(reference, _never),

@@ -30,14 +30,18 @@ def masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) 
     elif R > 1:
         mask = mask.expand(-1, R, -1, -1).flatten(1, 2)[:, None]
     q = q.reshape(N, G, R * Tq, D)
-    half = q.dtype == k.dtype == v.dtype == torch.bfloat16
-    if half and q.device.type == "cpu" and mask.dtype == torch.bool and not dropout:
+    if mask.dtype == torch.bool and slow_in_torch(q, k, v, dropout):
         hide = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, float("-inf"))  # adding is faster than filling
         y = _HalfOnCPU.apply(q * D**-0.5, k, v, hide)
     else:
         mask = mask if mask.dtype == torch.bool else mask.to(q.dtype)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     return y.reshape(N, H, Tq, D)
+
+
+def slow_in_torch(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> bool:
+    """Whether this is what `_HalfOnCPU` is for."""
+    return q.device.type == "cpu" and q.dtype == k.dtype == v.dtype == torch.bfloat16 and not dropout
 
 
 class _HalfOnCPU(torch.autograd.Function):
