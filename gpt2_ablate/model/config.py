@@ -75,6 +75,9 @@ class GPT2Config:
     def __post_init__(self) -> None:
         for name in ("window", "dilation", "global_tokens"):  # lists of a YAML or a JSON
             object.__setattr__(self, name, _frozen(getattr(self, name)))
+        for name in ("positions", "attention", "mlp", "norm"):
+            if not isinstance(getattr(self, name), str):
+                raise UserError(f"{name}: {getattr(self, name)!r} should be the name of a part")
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
             _require_count(name, getattr(self, name))
         if self.n_kv_head is not None:
@@ -100,6 +103,8 @@ class GPT2Config:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < float("inf"):
                 raise UserError(f"{name}: {value!r} is out of range; give a number from 1")
+        if self.rope_scaling is not None and self.positions == "learned":
+            raise UserError(f"rope_scaling: {self.rope_scaling!r} changes nothing for learned positions; give positions: rotary")
         if self.rope_factor != 1 and self.rope_scaling is None:
             raise UserError(f"rope_factor: {self.rope_factor} changes nothing without rope_scaling; give linear, ntk or yarn")
 

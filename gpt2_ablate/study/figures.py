@@ -37,7 +37,9 @@ def loss_curves(runs: Runs, file: Path) -> bool:
     fig, ax = plt.subplots()
     drawn = False
     for n, name in enumerate(variants(runs)):
-        curves = [run["curves"]["validation"] for run in runs if run["variant"] == name and run.get("curves")]
+        curves = [
+            run["curves"]["validation"] for run in runs if run["variant"] == name and (run.get("curves") or {}).get("validation")
+        ]
         curves = [curve for curve in curves if len(curve) == len(curves[0])]
         if not curves or not curves[0]:
             continue

@@ -37,12 +37,14 @@ def key_of(configs: Configs, batch_size: int) -> str:
     return hashlib.sha256(json.dumps([configs, batch_size], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def earlier(file: Path, key: str, *path: str) -> Measured | None:
-    """What was measured for this key, in a JSON file at this path of keys; None where it is not there."""
+def earlier(file: Path, configs: Configs, batch_size: int, *path: str) -> Measured | None:
+    """What was measured for these models, in a JSON file at this path of keys; None where it is not there, or not whole."""
     try:
         found = json.loads(file.read_text())
         for step in path:
             found = found[step]
-        return found["variants"] if found["key"] == key else None
+        if found["key"] != key_of(configs, batch_size):
+            return None
+        return {name: {**found["variants"][name]} for name in configs}
     except (OSError, ValueError, KeyError, TypeError):
         return None

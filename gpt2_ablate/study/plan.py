@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +73,7 @@ class Plan:
     """All runs of a study, variants in the order of the report, and what holds for all of them.
 
     Attributes:
+        file: the preset's.
         at_once: how many runs are trained side by side, each with its share of the cores: a small model trains faster on
             one core than on two halves of its time.
     """
@@ -80,6 +82,7 @@ class Plan:
     title: str
     runs: list[Run]
     at_once: int = 1
+    file: Path = Path("experiments")
 
     @property
     def data(self) -> dict[str, Any]:
@@ -128,9 +131,12 @@ def load_plan(
         raise UserError(f"{file}: evaluation_tokens: {value!r} is not a number of tokens; give a whole number from 1")
     if not _is_count(value := wanted.get("at_once", 1)):
         raise UserError(f"{file}: at_once: {value!r} is not a number of runs; give a whole number from 1")
-    if not isinstance(value := wanted.get("prompt", "The"), str) or not value:
-        raise UserError(f"{file}: prompt: {value!r} should be a text")
-    if not isinstance(value := wanted.get("uptraining", UPTRAINING), float) or not 0 < value <= 1:
+    for key, value in (("prompt", wanted.get("prompt", "The")), ("title", wanted.get("title", file.stem)),
+                       ("data.corpus", wanted["data"].get("corpus", "shakespeare"))):  # fmt: skip
+        if not isinstance(value, str) or not value:
+            raise UserError(f"{file}: {key}: {value!r} should be a text")
+    value = wanted.get("uptraining", UPTRAINING)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise UserError(f"{file}: uptraining: {value!r} is not a share of the training; give a number above 0, up to 1")
     if not isinstance(value := wanted.get("init", ""), str):
         raise UserError(f"{file}: init: {value!r} is not a checkpoint; give a folder, a file or a hub name")
@@ -138,7 +144,10 @@ def load_plan(
     _require_mapping(file, "model.config", wanted["model"].get("config") or {})
     name, digest = file.stem, None
     if source := init or wanted.get("init"):
-        wanted, digest = uptrained(wanted, str(out / source) if (out / source).exists() else source)
+        found = str(out / source) if os.path.exists(out / source) else source
+        if not init and not os.path.exists(found):
+            raise UserError(f"{file}: init: {found} is not there; train it first (make ablate-all), or give another as INIT")
+        wanted, digest = uptrained(wanted, found)
         if init:  # what the preset trains from nothing must not be overwritten
             name = f"{file.stem}-uptrained"
 
@@ -150,7 +159,7 @@ def load_plan(
     # Seed by seed, so that a study stopped early is a whole study with fewer seeds.
     runs.sort(key=lambda run: (list(chosen).index(run.seed), run.order, run.variant))
     runs = [dataclasses.replace(run, preset=name, init_digest=digest) for run in runs]
-    return Plan(name, str(wanted.get("title", file.stem)), runs, wanted.get("at_once", 1))
+    return Plan(name, str(wanted.get("title", file.stem)), runs, wanted.get("at_once", 1), file)
 
 
 def _runs_of_variant(file: Path, preset_file: Path, preset: dict, seeds: Iterable[int]) -> list[Run]:

@@ -20,6 +20,11 @@ OPTIONAL: dict[str, type] = {
     "curves": dict, "loss_by_position": list, "loss_by_position_beyond": list, "cost_by_context": list, "tensors": dict,
     "sample": str, "kernels": list, "error": str, "precision": str,
 }  # fmt: skip
+# What the rows of tables need, where there are any.
+ROWS = {
+    "loss_by_position": ("from", "to", "loss"), "loss_by_position_beyond": ("from", "to", "loss"),
+    "cost_by_context": ("context", "forward_flops_per_token", "kv_bytes"),
+}  # fmt: skip
 PACKAGES = ("torch", "lightning", "torchmetrics", "tiktoken", "datasets", "fvcore", "numpy")
 
 
@@ -119,6 +124,13 @@ def _check_run(run: Any, where: str) -> None:
     for key, wanted in OPTIONAL.items():
         if run.get(key) is not None and not isinstance(run[key], wanted):
             raise UserError(f"{where}: {key}: {run[key]!r} should be a {wanted.__name__}")
+    for name, curve in (run.get("curves") or {}).items():
+        if not isinstance(curve, list) or not all(_are_numbers(point) and len(point) == 2 for point in curve):
+            raise UserError(f"{where}: curves.{name}: should be a list of [step, value]")
+    for key, columns in ROWS.items():
+        for row in run.get(key) or []:
+            if not isinstance(row, dict) or not _are_numbers([row.get(column) for column in columns]):
+                raise UserError(f"{where}: {key}: {row!r} should have numbers for {', '.join(columns)}")
     config = run.get("config") or {}
     sections = {key: config.get(key) or {} for key in ("model", "data", "trainer")}
     if isinstance(sections["model"], dict):
@@ -129,6 +141,10 @@ def _check_run(run: Any, where: str) -> None:
     loss = (run.get("metrics") or {}).get("validation_loss")
     if run["status"] == "finished" and not (isinstance(loss, int | float) and math.isfinite(loss)):
         raise UserError(f"{where}: metrics.validation_loss: {loss!r} should be a number, as the run is finished")
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(v, int | float) or v is None for v in values)
 
 
 def environment() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
 
 from gpt2_ablate.data.corpora import open_corpus
 from gpt2_ablate.data.tokens import tokenise
@@ -88,7 +89,7 @@ def _check(plan: Plan, folders: Folders, live: Live) -> None:
         log = folders.study(plan.preset) / "check.log"
         child.run_in_child(f"{RUN}:check_runs", list(different.values()), log=log, tell=live.say, tick=live.tick)
     except child.Failure as failure:
-        raise UserError(f"experiments: {failure}") from None
+        raise UserError(f"{plan.file}: {failure}") from None
 
 
 def _kept(folders: Folders, run: Run, fingerprint: str, live: Live) -> Record | None:
@@ -101,6 +102,13 @@ def _kept(folders: Folders, run: Run, fingerprint: str, live: Live) -> Record | 
         file.unlink()
         return None
     if record is None or record.get("fingerprint") != fingerprint or record["status"] != "finished":
+        return None
+    weights = folders.run(run) / "model.safetensors"
+    try:
+        with safe_open(weights, framework="np"):
+            pass  # opening it checks that it is whole
+    except (OSError, SafetensorError) as error:
+        live.warn(f"{weights}: is not whole ({error}); {run.name} is done again.")
         return None
     # What the YAML tells the reader may have changed without changing the run.
     return {**record, "texts": run.texts, "factors": list(run.factors), "order": run.order}
@@ -150,10 +158,10 @@ def _add_measurements(plan: Plan, folders: Folders, records: list[Record], live:
     if not configs:
         return
     batch_size = plan.data.get("batch_size", 8)
-    key = measurements.key_of(configs, batch_size)
     file = folders.study(plan.preset) / "measurements.json"
     # The benchmark's own, where it has measured these models: two reports, one set of numbers.
-    found = measurements.earlier(folders.reports / "benchmarks.json", key, "variants") or measurements.earlier(file, key)
+    found = measurements.earlier(folders.reports / "benchmarks.json", configs, batch_size, "variants")
+    found = found or measurements.earlier(file, configs, batch_size)
     if found is None:
         live.say("Measuring speed and memory, with nothing else going on.")
         log = file.with_name("measure.log")

@@ -69,6 +69,8 @@ def _write(model: GPT2, folder: Path) -> None:
     partial = folder / ".partial"
     try:
         save_file({name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}, partial)
+        os.umask(mask := os.umask(0))
+        partial.chmod(0o666 & ~mask)  # safetensors makes it the owner's alone
         partial.replace(folder / WEIGHTS)
         partial.write_text(json.dumps(asdict(model.config), indent=1) + "\n")
         partial.replace(folder / CONFIG)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def load_pretrained(source: str | Path, download: bool = True) -> GPT2:
             missing, superfluous, of another shape, or not finite.
     """
     path = Path(source)
-    if not path.exists():
+    if not os.path.exists(path):  # which, unlike Path.exists, takes names of any length
         return _load_file(hub.fetch(str(source), download))
     if path.is_dir():
         path = _choose(path)

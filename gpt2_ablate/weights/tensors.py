@@ -92,11 +92,9 @@ def _load_pickle(file: Path, mapped: bool) -> dict[str, Tensor]:
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{file}: holds more than numbers, or is damaged, and is not run ({_line(error)}); give a .safetensors file"
-        ) from error
-    except Exception as error:  # torch names a broken file by half a dozen exceptions
-        raise UserError(f"{file}: cannot be read ({_line(error)}); {_ADVICE}") from error
+        raise UserError(f"{file}: holds more than numbers, or is damaged, and is not run; give a .safetensors file") from error
+    except Exception as error:  # torch names a broken file by half a dozen exceptions, not all of them telling
+        raise UserError(f"{file}: is not a file of tensors ({type(error).__name__}); {_ADVICE}") from error
     if not isinstance(tensors, dict) or not all(isinstance(x, Tensor) for x in tensors.values()):
         raise UserError(f"{file}: is not a state dict, a mapping from names to tensors; save model.state_dict() and give that")
     return {str(name): x.detach() for name, x in tensors.items()}

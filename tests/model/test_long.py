@@ -239,6 +239,9 @@ def test_a_run_can_be_configured_with_it(pattern, tmp_path):
         (dict(rope_base=0.5), "rope_base:", ("0.5",)),
         (dict(rope_factor=0), "rope_factor:", ("0",)),
         (dict(rope_factor=2.0), "rope_factor:", ("2.0", "rope_scaling")),
+        (dict(rope_scaling="linear", rope_factor=2.0), "rope_scaling:", ("learned", "rotary")),
+        (dict(mlp=None), "mlp:", ("None",)),
+        (dict(positions=3), "positions:", ("3",)),
     ],
     ids=str,
 )

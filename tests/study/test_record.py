@@ -107,6 +107,8 @@ class TestReading:
             ("metrics", {"validation_loss": None}), ("config", [1]), ("config", "gpt2"), ("config", {"model": "gpt2"}),
             ("environment", "a laptop"), ("preset", ["cpu"]), ("factors", "rope"), ("factors", 3), ("order", "last"),
             ("texts", "words"), ("curves", 3),
+            ("curves", {"train": 5}), ("curves", {"validation": [[1]]}), ("curves", {"validation": [["1", "2"]]}),
+            ("loss_by_position", [1]), ("loss_by_position", [{"from": 0}]), ("cost_by_context", [{"context": "long"}]),
         ],
     )  # fmt: skip
     def test_a_value_of_the_wrong_type_is_refused_by_run_and_key(self, tmp_path, key, value):

@@ -163,6 +163,15 @@ class TestAgain:
         assert main([*ABLATE, "--seeds", "0"]) == 0
         assert redone(before, stamps(again / "out")) == {"baseline", "rope"}
 
+    @pytest.mark.parametrize("harm", ["cut off", "gone"])
+    def test_a_run_whose_weights_are_not_whole_is_named_and_done_again(self, again, capsys, harm):
+        weights = again / "out" / "checkpoints" / "tiny" / "baseline" / "seed-1" / "model.safetensors"
+        whole = weights.read_bytes()
+        weights.write_bytes(whole[: len(whole) // 2]) if harm == "cut off" else weights.unlink()
+        assert main(list(ABLATE)) == 0
+        assert re.search(r"baseline/seed-1/model\.safetensors: .*baseline seed 1 is done again", capsys.readouterr().out)
+        assert weights.read_bytes() == whole
+
     def test_a_broken_record_is_named_and_its_run_done_again(self, again, capsys):
         record = again / "out" / "checkpoints" / "tiny" / "baseline" / "seed-1" / "record.json"
         whole = read_record(record)

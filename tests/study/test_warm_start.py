@@ -41,7 +41,7 @@ class TestPlan:
     def preset_file(self, tmp_path):
         self.preset = tmp_path / "p.yaml"
 
-    @pytest.mark.parametrize(("share", "steps"), [(0.5, 4), (0.05, 1), (1.0, 8)])
+    @pytest.mark.parametrize(("share", "steps"), [(0.5, 4), (0.05, 1), (1.0, 8), (1, 8)])
     def test_a_share_of_the_steps_is_trained(self, share, steps):
         assert {run.max_steps for run in self.plan(uptraining=share).runs} == {steps}
 

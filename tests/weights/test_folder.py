@@ -215,3 +215,8 @@ def test_a_full_disk_leaves_the_earlier_model(folder, refused, full_disk, size):
         save_model(model(seed=1), folder)
     assert same(load_model(folder), model())
     assert sorted(file.name for file in folder.iterdir()) == [CONFIG, WEIGHTS]
+
+
+def test_others_may_read_what_they_may_read_of_any_file(folder):
+    (folder / "plain").write_text("text")
+    assert {file.stat().st_mode for file in folder.iterdir()} == {(folder / "plain").stat().st_mode}

@@ -430,3 +430,8 @@ def test_loading_the_124m_model_peaks_at_little_more_than_its_weights(tmp_path, 
     del model
     run = subprocess.run([sys.executable, "-c", PEAK, str(folder), str(big)], capture_output=True, text=True, check=True)
     assert 1.0 <= float(run.stdout) <= 1.3, run.stdout
+
+
+def test_a_name_too_long_for_a_file_is_refused(refused):
+    with refused("aaaa"):
+        load_pretrained("a" * 5000)
