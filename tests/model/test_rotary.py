@@ -182,11 +182,11 @@ def test_frequencies_are_those_of_transformers(scaling, factor):
         max_position_embeddings=int(reach / factor) if name == "ntk" else reach,
     )  # fmt: skip
     theirs, scale = ROPE_INIT_FUNCTIONS[kind](config, device="cpu", seq_len=reach)
-    found, ours = frequencies(tiny(n_embd=4 * width, block_size=reach, rope_factor=factor, **scaling))
+    found, ours = frequencies(tiny(positions="rotary", n_embd=4 * width, block_size=reach, rope_factor=factor, **scaling))
     close(found, theirs, 1e-6)
     assert ours == pytest.approx(scale, abs=1e-9)
     if factor > 1:
-        plain, _ = frequencies(tiny(n_embd=4 * width, block_size=reach))
+        plain, _ = frequencies(tiny(positions="rotary", n_embd=4 * width, block_size=reach))
         assert (found[-1] / plain[-1]).item() == pytest.approx(1 / factor, rel=1e-5)  # the slowest pair reaches as far
         assert name == "linear" or found[0] == plain[0]  # the fastest stays as it is
 
