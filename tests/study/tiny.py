@@ -109,7 +109,7 @@ def start(folder, *arguments):
     )  # fmt: skip
 
 
-def finish(process, timeout=120):
+def finish(process, timeout=400):
     """Exit status, stdout, stderr; whatever is left of the process group ends here."""
     try:
         out, err = process.communicate(timeout=timeout)
