@@ -129,7 +129,7 @@ def _check_run(run: Any, where: str) -> None:
             raise UserError(f"{where}: curves.{name}: should be a list of [step, value]")
     for key, columns in ROWS.items():
         for row in run.get(key) or []:
-            if not isinstance(row, dict) or not _are_numbers([row.get(column) for column in columns]):
+            if not isinstance(row, dict) or not _are_numbers([row.get(column, "missing") for column in columns]):
                 raise UserError(f"{where}: {key}: {row!r} should have numbers for {', '.join(columns)}")
     config = run.get("config") or {}
     sections = {key: config.get(key) or {} for key in ("model", "data", "trainer")}
