@@ -23,7 +23,7 @@ def story(trained, tmp_path_factory):
     def train_up_to(run):
         process = start(folder, *STUDY)
         seen.running.append(process)
-        checkpoint_in(runs / run)
+        checkpoint_in(runs / run, process)
         return process
 
     def records():

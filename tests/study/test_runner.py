@@ -198,7 +198,7 @@ class TestFailures:
         write_corpus(folder / "corpus.txt")
         write_preset(folder / "tiny.yaml", "corpus.txt", seeds=[0])
         process = start(folder, "ablate", "--preset", "tiny.yaml", "--out", "out")
-        checkpoint_in(folder / "out" / "checkpoints" / "tiny" / "baseline")
+        checkpoint_in(folder / "out" / "checkpoints" / "tiny" / "baseline", process)
         everyone = members(process)
         server = next(p for p in everyone if any(other.ppid() == p.pid for other in everyone) and p.pid != process.pid)
         (child,) = [p for p in everyone if p.ppid() == server.pid]

@@ -101,11 +101,12 @@ def cache_home():
 
 
 def start(folder, *arguments):
-    """The console script in a process group of its own."""
+    """The console script in a process group of its own, which Ctrl-C reaches even if these tests run in the background."""
     return subprocess.Popen(
         [sys.executable, "-m", "gpt2_ablate.cli", *map(str, arguments)],
         cwd=folder, env={**os.environ, "XDG_CACHE_HOME": cache_home()}, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
@@ -147,11 +148,12 @@ def wait_until(true, seconds=300):
     raise AssertionError(f"did not happen within {seconds} s")
 
 
-def checkpoint_in(folder):
-    """Wait for a training run below the folder to have written a whole checkpoint; returns it."""
+def checkpoint_in(folder, process):
+    """Wait for a training run below the folder, of a study started as `process`, to have written a whole checkpoint."""
     size = {}
 
     def whole():
+        assert process.poll() is None, f"ended before it was seen to write a checkpoint in {folder}: {finish(process)}"
         for file in folder.rglob("*.ckpt"):
             with contextlib.suppress(FileNotFoundError):
                 now = file.stat().st_size
