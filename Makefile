@@ -36,10 +36,10 @@ ablate-all: install ## train all variants of the preset and write the report
 ablate: install ## train one, VARIANT=rope-gqa; the report holds what else is trained already
 	@$(STUDY) --preset "$(PRESET)" --variants "$(VARIANT)"
 
-smoke: install ## all variants, tiny, end to end, in below 2 minutes
+smoke: install ## all variants, tiny, end to end, in a minute
 	@$(STUDY) --preset smoke
 
-report: install ## write the report again from reports/results.json reports/bench*
+report: install ## write the report again from reports/results.json
 	@$(BIN)/gpt2-ablate report --out "$(OUT)"
 
 sample: install ## let a model write: VARIANT=rope, or CHECKPOINT=gpt2, PROMPT="KING HENRY"

@@ -7,10 +7,6 @@ import os
 # OpenMP's threads spin while they wait. On a machine that does anything else, that makes a step up to 20 times slower; on
 # an idle one, sleeping costs nothing that can be measured. Has to be said before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# And glibc returns every large tensor to the kernel at once, which hands it back page by page, zeroed: a tenth of a step.
-# Read when a process starts: this reaches the children that train.
-os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**31 - 1))
-os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**31 - 1))
 
 import argparse
 import sys
@@ -189,11 +185,12 @@ def _write_report(runs: list[dict], out: Path) -> None:
 
 def _train(arguments: list[str]) -> int:
     from gpt2_ablate.evaluation.cost import training_flops_per_token
+    from gpt2_ablate.machine import keep_freed_memory
     from gpt2_ablate.training.callbacks import Memory, Perplexity, Throughput
-    from gpt2_ablate.training.trainer import build
+    from gpt2_ablate.training.trainer import build, fit
 
-    cli = build(arguments, [Perplexity(), Throughput(training_flops_per_token), Memory()])
-    cli.trainer.fit(cli.model, cli.datamodule)
+    keep_freed_memory()
+    fit(build(arguments, [Perplexity(), Throughput(training_flops_per_token), Memory()]))
     return 0
 
 

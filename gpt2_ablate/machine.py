@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import os
 import platform
@@ -13,6 +14,8 @@ import time
 from pathlib import Path
 
 import torch
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def auto_precision() -> str:
@@ -39,9 +42,7 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 @functools.cache
 def matmul_peak(precision: str, device: torch.device) -> float:
     """FLOP/s of a large square matrix product here and now, median of a few: what a training step is measured by."""
-    n = 8192 if device.type == "cuda" else 1536
-    own = torch.Generator(device).manual_seed(0)  # measuring must not move the run's own random numbers
-    a = torch.randn(n, n, device=device, generator=own).to(torch.bfloat16 if precision == "bf16-mixed" else torch.float32)
+    a = square(torch.bfloat16 if precision == "bf16-mixed" else torch.float32, device)
     seconds = []
     for _ in range(8):
         synchronise(device)
@@ -49,13 +50,31 @@ def matmul_peak(precision: str, device: torch.device) -> float:
         a @ a
         synchronise(device)
         seconds.append(time.perf_counter() - start)
-    return 2 * n**3 / statistics.median(seconds[2:])
+    return 2 * len(a) ** 3 / statistics.median(seconds[2:])
+
+
+def square(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A random matrix [n, n], large enough that its product with itself runs at the device's peak."""
+    n = 8192 if device.type == "cuda" else 1536
+    own = torch.Generator(device).manual_seed(0)  # measuring must not move the run's own random numbers
+    return torch.randn(n, n, device=device, generator=own).to(dtype)
 
 
 def synchronise(device: torch.device) -> None:
     """Wait until the device has done all it was given, so that a clock read here means something."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def keep_freed_memory(keep: bool = True) -> None:
+    """Let this process keep the memory of tensors that are freed, for the next ones, where its C library is glibc.
+
+    By default glibc returns what is free at the top of its heap to the kernel, which hands it back at the next step page by
+    page, zeroed. False: (nearly) the default again.
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(M_MMAP_THRESHOLD, 2**25)  # the largest that the default, which moves, comes to
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1 if keep else 2**26)
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -268,6 +268,9 @@ class TestTrain:
             (("--data.corpus", "none.txt"), "none.txt"),
             (("--data.batch_size", "0"), "batch_size"),
             (("--trainer.max_steps", "few"), "max_steps"),
+            (("--trainer.max_steps", "-5"), "max_steps"),
+            (("--trainer.limit_train_batches", "0.5"), "limit_train_batches"),  # found while fitting
+            (("--model.learning_rate", "1e30", "--trainer.enable_progress_bar", "false"), "learning_rate"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
     )

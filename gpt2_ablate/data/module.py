@@ -56,9 +56,15 @@ class TextData(LightningDataModule):
             self.splits = tokenise(open_corpus(self.corpus, self.column))
 
     def check(self) -> None:
-        """Find out whether the context fits the text, without a trainer."""
+        """Find out whether the context fits the text, without a trainer.
+
+        Raises:
+            UserError: it does not, and in which split.
+        """
         TrainingBatches(self.splits["train"].ids, self.block_size, self.batch_size, self.seed)
-        self.val_dataloader()
+        self._evaluation_batches("validation", self.validation_tokens)
+        if "test" in self.splits:  # scored when training has ended: too late to find out
+            self._evaluation_batches("test")
 
     def train_dataloader(self) -> DataLoader:
         # Lightning restores the step before it asks for data: a resumed run goes on at the batch that it was about to see.
@@ -69,9 +75,14 @@ class TextData(LightningDataModule):
         return self._load(batches, pinned=trainer.strategy.root_device.type == "cuda")
 
     def val_dataloader(self) -> DataLoader:
-        limit = None if self.validation_tokens is None else self.validation_tokens + 1
-        ids = self.splits["validation"].ids[:limit]
-        return self._load(EvaluationBatches(ids, self.block_size, self.batch_size))
+        return self._load(self._evaluation_batches("validation", self.validation_tokens))
+
+    def _evaluation_batches(self, split: str, tokens: int | None = None) -> EvaluationBatches:
+        ids = self.splits[split].ids[: None if tokens is None else tokens + 1]
+        try:
+            return EvaluationBatches(ids, self.block_size, self.batch_size)
+        except UserError as error:
+            raise UserError(f"{split}: {error}") from error
 
     def _load(self, batches: TrainingBatches | EvaluationBatches, pinned: bool = False) -> DataLoader:
         # Without a batch size torch hands each item of the data to collate_fn as it is: our items are batches already.

@@ -62,9 +62,9 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
 def forward_flops_per_token(config: GPT2Config, context: int) -> float:
     """FLOPs of one forward pass over `context` tokens, divided by them, as fvcore counts it.
 
-    Attention counts the scores that the kernels compute, masked or not: T x T of full causal attention (the usual
-    convention, and torch's), and of a window the blocks of `gpt2_ablate.model.sliding`, padding included. Learned
-    positions are taken to reach as far as `context`.
+    Full causal attention counts all T x T scores (the usual convention, and torch's), whether or not a kernel skips the
+    hidden half; a window counts the blocks of `gpt2_ablate.model.sliding`, padding included. Learned positions are taken to
+    reach as far as `context`.
 
     Raises:
         UserError: `context` is no text.
@@ -163,7 +163,8 @@ def _without_arithmetic(count: Callable[[GPT2, Tensor], int], config: GPT2Config
     takes seconds at 124M.
     """
     _require_text(context)
-    config = replace(config, block_size=max(config.block_size, context))
+    # A kernel that config forces may not run on the meta device; what is counted does not depend on it.
+    config = replace(config, block_size=max(config.block_size, context), kernel="auto")
     try:
         return _on("meta", count, config, context)
     except (RuntimeError, TypeError):

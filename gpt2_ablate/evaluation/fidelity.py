@@ -6,6 +6,7 @@ fails it: see the tests.
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 from collections.abc import Callable
@@ -182,19 +183,19 @@ def hidden_states(pair: Pair) -> Check:
         # transformers leaves out the last block's: what it gives last has gone through the last norm.
         after = {"the embeddings": (ours[0], theirs[0]), "the last norm": (ours[-1], theirs[-1])}
         after |= {f"block {n + 1}": (ours[n + 1], theirs[n + 1]) for n in range(len(theirs) - 2)}
-        differences = {place: float((a - b).abs().max() / b.abs().max()) for place, (a, b) in after.items()}
-    worst = max(differences, key=differences.__getitem__)
+        worst, difference = _worst({place: _relative(a, b) for place, (a, b) in after.items()})
     return Check(
         f"hidden states, {text.shape[1]:,} tokens",
-        f"{differences[worst]:.1e} of the largest, after {worst}",
+        f"{difference:.1e} of the largest, after {worst}",
         f"at most {HIDDEN_LIMIT:.0e} after each of {len(after)} layers",
-        differences[worst] <= HIDDEN_LIMIT,
+        difference <= HIDDEN_LIMIT,
     )
 
 
 def logits(pair: Pair) -> Check:
     """In fp32, as they are used."""
-    difference, _ = _logits(pair, 1)
+    ours, theirs = _logits(pair, 1)
+    difference = float((ours - theirs).abs().max())
     return Check("logits, fp32", f"{difference:.1e}", f"at most {LOGITS_LIMIT:.0e}", difference <= LOGITS_LIMIT)
 
 
@@ -202,14 +203,14 @@ def exact_logits(pair: Pair) -> Check:
     """In fp64, where rounding can hide nothing."""
     for model in (pair.model, pair.reference):
         model.double()
-    difference, largest = _logits(pair, 2)
+    difference = _relative(*_logits(pair, 2))
     for model in (pair.model, pair.reference):
         model.float()  # as they were before: nothing is lost
     return Check(
         "logits, fp64",
-        f"{difference / largest:.1e} of the largest",
+        f"{difference:.1e} of the largest",
         f"at most {EXACT_LIMIT:.0e}",
-        difference <= EXACT_LIMIT * largest,
+        difference <= EXACT_LIMIT,
     )
 
 
@@ -222,13 +223,12 @@ def gradients(pair: Pair) -> Check:
     theirs = {name: p.grad for name, p in pair.reference.named_parameters()}
     pair.model.zero_grad()
     pair.reference.zero_grad()
-    differences = {name: _relative(ours.get(name), gradient) for name, gradient in theirs.items()}
-    worst = max(differences, key=differences.__getitem__)
+    worst, difference = _worst({name: _relative(ours.get(name), gradient) for name, gradient in theirs.items()})
     return Check(
         "gradients of the loss",
-        f"{differences[worst]:.1e} of the largest, in {worst}",
+        f"{difference:.1e} of the largest, in {worst}",
         f"at most {GRADIENT_LIMIT:.0e} in each of {len(theirs)} tensors",
-        differences[worst] <= GRADIENT_LIMIT,
+        difference <= GRADIENT_LIMIT,
     )
 
 
@@ -337,13 +337,12 @@ def _residual_streams(model: GPT2, text: Tensor) -> list[Tensor]:
     return [*found, last]
 
 
-def _logits(pair: Pair, rows: int) -> tuple[float, float]:
-    """Largest difference of the logits, and the largest logit of the reference."""
+def _logits(pair: Pair, rows: int) -> tuple[Tensor, Tensor]:
+    """Ours and theirs [B, T, V]."""
     # Weights that have learned something are compared on a text: fp32 rounds their logits, which are near -100, to 1e-5.
     text = torch.tensor([DOG]) if pair.original else _text(pair, rows, _context(pair))
     with torch.inference_mode():
-        ours, theirs = pair.model(text), pair.reference(text).logits
-        return float((ours - theirs).abs().max()), float(theirs.abs().max())
+        return pair.model(text), pair.reference(text).logits
 
 
 def _same(ours: Tensor | None, theirs: Tensor | None) -> bool:
@@ -351,4 +350,13 @@ def _same(ours: Tensor | None, theirs: Tensor | None) -> bool:
 
 
 def _relative(ours: Tensor | None, theirs: Tensor) -> float:
-    return float("inf") if ours is None else float((ours - theirs).abs().max() / theirs.abs().max())
+    """The largest difference, of the largest number; not a number where either has one that is none."""
+    if ours is None:
+        return math.inf
+    difference = (ours - theirs).abs().max()
+    return float(difference / theirs.abs().max()) if difference else 0.0  # both may be zero all over
+
+
+def _worst(differences: dict[str, float]) -> tuple[str, float]:
+    """The largest, and where it is. What is not a number comes first: alone, `max` would pass over it."""
+    return max(differences.items(), key=lambda item: (math.isnan(item[1]), item[1]))

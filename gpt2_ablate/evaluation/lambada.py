@@ -15,7 +15,6 @@ Counted in two ways, because the GPT-2 paper and most who came later count diffe
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ import torch.nn.functional as F
 
 from gpt2_ablate.data.tokenizer import load_tokenizer
 from gpt2_ablate.errors import UserError
+from gpt2_ablate.evaluation.perplexity import perplexity
 from gpt2_ablate.evaluation.strided import read_text
 from gpt2_ablate.model import GPT2
 
@@ -120,8 +120,8 @@ def score_passages(
     finally:
         model.train(was_training)
     return LambadaScore(
-        len(texts), _mean(rights), _perplexity(word_losses), _mean(last_rights), _perplexity(last_losses)
-    )  # fmt: skip
+        len(texts), _mean(rights), perplexity(_mean(word_losses)), _mean(last_rights), perplexity(_mean(last_losses))
+    )
 
 
 @torch.inference_mode()
@@ -143,8 +143,3 @@ def _targets(model: GPT2, batch: Batch) -> list[tuple[torch.Tensor, torch.Tensor
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _perplexity(losses: Sequence[float]) -> float:
-    mean = _mean(losses)
-    return math.exp(mean) if mean < 700 else math.inf

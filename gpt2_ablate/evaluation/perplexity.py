@@ -27,11 +27,16 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return perplexity(self.loss)
 
     def bits_per_byte(self, bytes_per_token: float) -> float:
         """The loss in a unit that compares across tokenizers."""
         return self.loss / math.log(2) / bytes_per_token
+
+
+def perplexity(loss: float) -> float:
+    """exp of a mean loss in nats; infinite where that is more than a number can hold."""
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 @torch.inference_mode()

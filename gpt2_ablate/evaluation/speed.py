@@ -4,12 +4,14 @@ variants are built first and take turns (see `gpt2_ablate.evaluation.turns`)."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import torch
 
 from gpt2_ablate.evaluation.turns import rates, ratio, take_turns
-from gpt2_ablate.machine import autocast, current_bytes, peak_bytes, synchronise
+from gpt2_ablate.machine import autocast, current_bytes, keep_freed_memory, peak_bytes, synchronise
 from gpt2_ablate.model import GPT2, GPT2Config, KVCache
+from gpt2_ablate.model.packed import packed, worth_packing
 
 ROUNDS = 11
 DECODED = 32  # tokens
@@ -32,8 +34,10 @@ def decoding_speed(configs: dict[str, GPT2Config], device: torch.device, tell: C
 
     Reading is not part of the time. Returned as `_speeds` says.
     """
-    turns = {name: _decoding(config, device) for name, config in configs.items()}
-    return _speeds(take_turns(turns, device, ROUNDS, tell=tell), {name: _decoded(config) for name, config in configs.items()})
+    with ExitStack() as stack:
+        turns = {name: _decoding(config, device, stack) for name, config in configs.items()}
+        seconds = take_turns(turns, device, ROUNDS, tell=tell)
+    return _speeds(seconds, {name: _decoded(config) for name, config in configs.items()})
 
 
 def training_memory(config: GPT2Config, batch_size: int, precision: str, device: torch.device) -> int:
@@ -59,6 +63,7 @@ def training_step(
     loss_of = torch.compile(model.loss) if compiled else model.loss
 
     def step() -> None:
+        keep_freed_memory()  # as training does
         with autocast(precision, device):
             loss = loss_of(ids, ids)
         loss.backward()
@@ -69,8 +74,10 @@ def training_step(
     return step
 
 
-def _decoding(config: GPT2Config, device: torch.device) -> Callable[[], None]:
+def _decoding(config: GPT2Config, device: torch.device, stack: ExitStack) -> Callable[[], None]:
     model = GPT2(config).to(device).eval()
+    if worth_packing(model, 1, DECODED):  # as `generate` does
+        stack.enter_context(packed(model))
     prompt = torch.randint(config.vocab_size, (1, config.block_size - _decoded(config)), device=device)
     cache = KVCache(config, device=device)
     with torch.inference_mode():

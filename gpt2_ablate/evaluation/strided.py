@@ -17,6 +17,7 @@ from torch import Tensor
 from gpt2_ablate.data.batches import IGNORED
 from gpt2_ablate.data.tokenizer import load_tokenizer
 from gpt2_ablate.errors import UserError
+from gpt2_ablate.evaluation.perplexity import perplexity
 from gpt2_ablate.model import GPT2
 from gpt2_ablate.model.loss import token_losses
 
@@ -48,12 +49,12 @@ class TextScore:
     @property
     def perplexity(self) -> float:
         """Per token: depends on the tokenizer."""
-        return _exp(self.loss)
+        return perplexity(self.loss)
 
     @property
     def word_perplexity(self) -> float:
         """Per word: what papers give for texts that come split into words."""
-        return _exp(self.loss * self.tokens / max(1, self.words))
+        return perplexity(self.loss * self.tokens / max(1, self.words))
 
     @property
     def bits_per_byte(self) -> float:
@@ -179,7 +180,3 @@ class _Windows(Sequence[tuple[Tensor, Tensor]]):
             first = max(1, seen - start)
             targets[row, first - 1 : len(text) - 1] = text[first:]
         return inputs, targets
-
-
-def _exp(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf

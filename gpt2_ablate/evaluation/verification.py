@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 from rich.console import Console
@@ -64,7 +63,6 @@ def markdown(pair: Pair, checks: Sequence[Check], environment: Mapping[str, Any]
         "weights": pair.weights,
         **{key: environment.get(key) for key in ("hardware", "platform", "cores", "threads", "python", "git_commit")},
         **environment.get("packages", {}),
-        "transformers": version("transformers"),
     }
     return "\n".join([
         "# Verification", "", answer, "",

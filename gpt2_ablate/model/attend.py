@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from gpt2_ablate.errors import UserError
-from gpt2_ablate.model.causal import causal, fused
+from gpt2_ablate.model.causal import causal
 from gpt2_ablate.model.flex import flex
+from gpt2_ablate.model.mix import unmasked
 from gpt2_ablate.model.pattern import Pattern
 from gpt2_ablate.model.reference import reference, rows
 from gpt2_ablate.model.sliding import sliding
@@ -47,8 +48,7 @@ def attend_cached(q: Tensor, k: Tensor, v: Tensor, i: Tensor, j: Tensor, pattern
     """
     plain = pattern.dilations == {1} and not pattern.global_tokens and pattern.starts is None and pattern.score_bias is None
     if plain and q.shape[2] == 1:
-        # One new token sees all that the cache holds: nothing to mask.
-        return fused(q, k, v, 0.0, is_causal=False)
+        return unmasked(q, k, v)  # one new token sees all that the cache holds
     return rows(q, k, v, pattern, i, j)
 
 

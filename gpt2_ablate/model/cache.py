@@ -64,11 +64,15 @@ class LayerCache:
 
     def _store(self, k: Tensor, v: Tensor, where: Tensor, starts: Tensor | None) -> None:
         T = k.shape[2]
-        kept = slice(max(0, T - self.capacity), None)
-        slots = torch.arange(self.seen, self.seen + T, device=where.device)[kept] % self.capacity
-        self.keys[:, :, self.fixed + slots] = k[:, :, kept]
-        self.values[:, :, self.fixed + slots] = v[:, :, kept]
-        self.positions[slots] = where[kept]
+        first = max(0, T - self.capacity)
+        while first < T:  # in two pieces where the end of the room is reached
+            slot = (self.seen + first) % self.capacity
+            last = min(T, first + self.capacity - slot)
+            read, slots = slice(first, last), slice(slot, slot + last - first)
+            self.keys[:, :, self.fixed :][:, :, slots] = k[:, :, read]
+            self.values[:, :, self.fixed :][:, :, slots] = v[:, :, read]
+            self.positions[slots] = where[read]
+            first = last
         self.start = None if starts is None else starts[:, -1:]
         for slot, place in enumerate(self._global_places().unbind(-1)):  # [B], or one for all
             new = (place - self.seen).expand(len(k)).clamp(0, T - 1)

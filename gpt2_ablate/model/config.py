@@ -29,19 +29,19 @@ class GPT2Config:
         n_kv_head: G, the number of key/value heads (Ainslie et al. 2305.13245, section 2.2): None means H
             (multi-head attention), 1 is multi-query attention.
         positions: the part that tells tokens where they stand: "learned" (GPT-2) or "rotary" (Su et al. 2104.09864).
+        window: W, key j is visible to query i iff i - W < j <= i (Beltagy et al. 2004.05150, section 3.1); None means
+            all of the past. A list says it for each layer, from the first; a shorter one is repeated.
+        dropout: probability of dropping an embedding, an attention weight or a residual update in training.
         rope_base: rotary positions turn pair i of D/2 by rope_base ** (-2i / D) a token.
         rope_interleaved: the pairs are neighbouring channels, as in the paper; default is channel i of either half.
         rope_scaling: how rotary positions reach further than they were trained, see `gpt2_ablate.model.rope_scaling`:
             None, "linear", "ntk" or "yarn".
         rope_factor: how many times further; block_size is the length reached, block_size / rope_factor that trained.
-        window: W, key j is visible to query i iff i - W < j <= i (Beltagy et al. 2004.05150, section 3.1); None means
-            all of the past. A list says it for each layer, from the first; a shorter one is repeated.
         dilation: d, the window's keys lie d tokens apart and reach d times as far (section 3.1): one number, a list of one
             for each query head, or a list over layers of such lists, repeated like `window`.
         global_tokens: places in the text whose tokens see all before them and are seen by all after them, whatever the
             window (section 3.1, made causal).
         kernel: what computes attention, see `gpt2_ablate.model.attend`: "auto" takes the fastest that can.
-        dropout: probability of dropping an embedding, an attention weight or a residual update in training.
         attention: the part that mixes tokens.
         mlp: the part that works on each token alone.
         norm: the part in front of both, and of the head.
@@ -59,15 +59,15 @@ class GPT2Config:
     n_embd: int = 768
     n_kv_head: int | None = None
     positions: str = "learned"
+    window: int | tuple[int | None, ...] | None = None
+    dropout: float = 0.0
     rope_base: float = 10_000.0
     rope_interleaved: bool = False
     rope_scaling: str | None = None
     rope_factor: float = 1.0
-    window: int | tuple[int | None, ...] | None = None
     dilation: int | tuple[int | tuple[int, ...], ...] = 1
     global_tokens: tuple[int, ...] = ()
     kernel: str = "auto"
-    dropout: float = 0.0
     attention: str = "self_attention"
     mlp: str = "mlp"
     norm: str = "layer_norm"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from gpt2_ablate.errors import UserError
+from gpt2_ablate.model.attend import kernel_for
 from gpt2_ablate.model.cache import KVCache
 from gpt2_ablate.model.gpt2 import GPT2
 from gpt2_ablate.model.packed import packed, worth_packing
+from gpt2_ablate.model.pattern import Pattern
 
 Choice = Callable[[Tensor], Tensor]  # logits [B, V] -> token ids [B]
 
@@ -65,8 +68,8 @@ def stream(
             what stands before is padding. None: all are of T tokens.
 
     Raises:
-        UserError: an argument is out of range, or the text would outgrow learned positions. Raised at once, before the
-            first token is asked for.
+        UserError: an argument is out of range, the text would outgrow learned positions or the memory, or the model asks for
+            a kernel that cannot run here. Raised at once, before the first token is asked for.
     """
     if input_ids.ndim != 2:
         raise UserError(f"input_ids: the shape {tuple(input_ids.shape)} is not [B, T]; give one row a prompt")
@@ -74,8 +77,8 @@ def stream(
         raise UserError("input_ids: the prompt is empty; give one token at least, <|endoftext|> to start from nothing")
     if max_new_tokens < 0:
         raise UserError(f"max_new_tokens: {max_new_tokens} is negative; give 0 or more")
-    if not temperature >= 0:
-        raise UserError(f"temperature: {temperature} is not a temperature; give 0 (greedy) or more")
+    if not 0 <= temperature < float("inf"):
+        raise UserError(f"temperature: {temperature} is not a temperature; give 0 (greedy) or more, but no infinity")
     if top_k is not None and top_k < 1:
         raise UserError(f"top_k: {top_k} leaves no token to choose; give 1 or more")
     if top_p is not None and not 0 < top_p <= 1:
@@ -88,22 +91,35 @@ def stream(
         documents = _padding_apart(input_ids, lengths)
         needed = slice(-int(lengths.max()), None)
         input_ids, documents = input_ids[:, needed], documents[:, needed]
-    model.positions.reach(input_ids.shape[1] + max_new_tokens)
+    B, T = input_ids.shape
+    for layer in model.config.layers:
+        pattern = replace(Pattern.of(layer), starts=documents, score_bias=model.positions.score_bias)
+        kernel_for(pattern, input_ids.device, min(T, CHUNK), kernel=layer.kernel)
+    weight = model.embedding.weight
+    try:
+        model.positions.reach(T + max_new_tokens)
+        cache = KVCache(model.config, B, T + max_new_tokens, weight.dtype, weight.device)
+    except (RuntimeError, OverflowError, MemoryError, TypeError) as error:  # TypeError: more than torch's whole numbers can say
+        raise UserError(f"max_new_tokens: {max_new_tokens} tokens need more memory than there is; give fewer") from error
 
     def choose(logits: Tensor) -> Tensor:
         return _choose(logits, temperature, top_k, top_p, generator)
 
     ends = torch.tensor(sorted(stop), device=input_ids.device)
-    return _continue(model, input_ids, documents, max_new_tokens, choose, ends)
+    return _continue(model, input_ids, documents, cache, max_new_tokens, choose, ends)
 
 
 @torch.no_grad()
 def _continue(
-    model: GPT2, input_ids: Tensor, documents: Tensor | None, max_new_tokens: int, choose: Choice, ends: Tensor
+    model: GPT2,
+    input_ids: Tensor,
+    documents: Tensor | None,
+    cache: KVCache,
+    max_new_tokens: int,
+    choose: Choice,
+    ends: Tensor,
 ) -> Iterator[Tensor]:
     B, T = input_ids.shape
-    weight = model.embedding.weight
-    cache = KVCache(model.config, B, T + max_new_tokens, weight.dtype, weight.device)
     ended = torch.zeros(B, dtype=torch.bool, device=input_ids.device)
     last = input_ids[:, -1]
     spans = [slice(start, start + CHUNK) for start in range(0, T, CHUNK)]
@@ -140,13 +156,17 @@ def _choose(
     """Logits [B, V] -> one token id for each row [B]."""
     if temperature == 0:
         return logits.argmax(-1)
+    # Below the likeliest, so that hardly any temperature leaves that one alone; an fp32 zero or infinity would divide to NaN.
+    fp32 = torch.finfo(torch.float32)
+    scaled = (logits - logits.amax(-1, keepdim=True)) / min(max(temperature, fp32.tiny), fp32.max)
     if top_k is not None and top_k < logits.shape[-1]:
         kept = logits.topk(top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < kept, float("-inf"))
-    probabilities = (logits / temperature).softmax(-1)
+        scaled = scaled.masked_fill(logits < kept, float("-inf"))
+    probabilities = scaled.softmax(-1)
     if top_p is not None and top_p < 1:
         likeliest, tokens = probabilities.sort(-1, descending=True)
         # A token is left out if those before it have top_p together; the likeliest has none before it.
-        before = likeliest.cumsum(-1) - likeliest
-        probabilities = probabilities.scatter(-1, tokens, likeliest.masked_fill(before >= top_p, 0.0))
+        left_out = likeliest.cumsum(-1) - likeliest >= top_p
+        left_out[:, 0] = False  # also where top_p is zero in fp32
+        probabilities = probabilities.scatter(-1, tokens, likeliest.masked_fill(left_out, 0.0))
     return torch.multinomial(probabilities, 1, generator=generator)[:, 0]

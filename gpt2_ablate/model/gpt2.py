@@ -92,7 +92,10 @@ class GPT2(nn.Module):
         where = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)
         starts = starts_of(documents, where, cache)
         told = where if starts is None else where - starts
-        self.positions.reach(start + input_ids.shape[1] if starts is None else int(told.max()) + 1)
+        length, longest = start + input_ids.shape[1], self.positions.max_length
+        if starts is not None and longest is not None and length > longest:
+            length = int(told.max()) + 1  # of the longest document; a GPU is waited for here, so only where it matters
+        self.positions.reach(length)
         x = self.dropout(self.positions.embed(self.embedding(input_ids), told))
         for i, block in enumerate(self.blocks):
             x = block(x, where, self.positions, cache.layers[i] if cache is not None else None, starts)

@@ -23,20 +23,44 @@ def masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) 
             Every query sees at least one key.
         dropout: probability of dropping an attention weight.
     """
-    N, H, Tq, D = q.shape
-    G, R = k.shape[1], H // k.shape[1]
-    if mask.shape[1] == H:
-        mask = mask.unflatten(1, (G, R)).flatten(2, 3)
-    elif R > 1:
-        mask = mask.expand(-1, R, -1, -1).flatten(1, 2)[:, None]
-    q = q.reshape(N, G, R * Tq, D)
     if mask.dtype == torch.bool and slow_in_torch(q, k, v, dropout):
-        hide = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, float("-inf"))  # adding is faster than filling
-        y = _HalfOnCPU.apply(q * D**-0.5, k, v, hide)
-    else:
-        mask = mask if mask.dtype == torch.bool else mask.to(q.dtype)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-    return y.reshape(N, H, Tq, D)
+        return half_on_cpu(q, k, v, torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, float("-inf")))
+    mask = _rows_of_groups(mask if mask.dtype == torch.bool else mask.to(q.dtype), q.shape[1], k.shape[1])
+    y = F.scaled_dot_product_attention(_folded(q, k.shape[1]), k, v, attn_mask=mask, dropout_p=dropout)
+    return y.reshape(q.shape)
+
+
+def unmasked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of queries that all see every key: [N, H, Tq, D] over [N, G, Tk, D] -> [N, H, Tq, D]."""
+    folded = _folded(q, k.shape[1])
+    if folded.shape[2] == 1 and slow_in_torch(q, k, v, 0.0):
+        # torch's kernel is nearly twice as fast for two rows of bf16 as for one.
+        return F.scaled_dot_product_attention(folded.expand(-1, -1, 2, -1), k, v)[:, :, :1]
+    return F.scaled_dot_product_attention(folded, k, v).reshape(q.shape)
+
+
+def half_on_cpu(q: Tensor, k: Tensor, v: Tensor, hide: Tensor) -> Tensor:
+    """The same where `slow_in_torch`.
+
+    Args:
+        hide: [N or 1, H or 1, Tq, K], added to the scores of the last K keys: 0, or -inf where a key is not seen. All see
+            the earlier ones.
+    """
+    y = _HalfOnCPU.apply(_folded(q, k.shape[1]), k, v, _rows_of_groups(hide, q.shape[1], k.shape[1]))
+    return y.reshape(q.shape)
+
+
+def _folded(q: Tensor, G: int) -> Tensor:
+    """Queries [N, H, Tq, D] -> [N, G, (H / G) Tq, D]."""
+    N, H, Tq, D = q.shape
+    return q.reshape(N, G, H // G * Tq, D)
+
+
+def _rows_of_groups(mask: Tensor, H: int, G: int) -> Tensor:
+    """The mask [.., H or 1, Tq, Tk] of folded queries: [.., G or 1, (H / G) Tq, Tk]."""
+    if mask.shape[1] == H:
+        return mask.unflatten(1, (G, H // G)).flatten(2, 3)
+    return mask.expand(-1, H // G, -1, -1).flatten(1, 2)[:, None]
 
 
 def slow_in_torch(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> bool:
@@ -60,15 +84,17 @@ class _HalfOnCPU(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         found = []
         for q, k, v, hide, dy in _pieces(*ctx.saved_tensors, *gradients):
-            weights = _weights(q, k, hide)
+            weights, scale = _weights(q, k, hide), q.shape[-1] ** -0.5
             scores = torch._softmax_backward_data(dy @ v.mT, weights, -1, weights.dtype)
-            found.append((scores @ k, scores.mT @ q, weights.mT @ dy))
+            found.append(((scores @ k).mul_(scale), scores.mT @ (q * scale), weights.mT @ dy))
         dq, dk, dv = (torch.cat(pieces) for pieces in zip(*found, strict=True))
         return dq, dk, dv, None
 
 
 def _weights(q: Tensor, k: Tensor, hide: Tensor) -> Tensor:
-    return (q @ k.mT).add_(hide).softmax(-1)
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    scores[..., -hide.shape[-1] :] += hide  # which is faster than filling
+    return scores.softmax(-1)
 
 
 def _pieces(q: Tensor, k: Tensor, *others: Tensor) -> Any:

@@ -1,7 +1,7 @@
 """Faster products of a few rows on a CPU.
 
-Generating a token reads every weight once, so its speed is that of memory. torch's ordinary product of one row reaches half
-of that; oneDNN's, with the weights laid out for it beforehand as torch.compile does when it freezes a model, nearly all.
+Generating a token reads every weight once, so memory sets its speed. oneDNN's product of one row, with the weights laid out
+for it beforehand as torch.compile does when it freezes a model, comes closer to it than torch's ordinary one.
 """
 
 from __future__ import annotations

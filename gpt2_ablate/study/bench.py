@@ -12,7 +12,7 @@ from rich.console import Console
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.study import child, measurements
 from gpt2_ablate.study.plan import load_plan
-from gpt2_ablate.study.record import environment, write_json, write_text
+from gpt2_ablate.study.record import environment, make_folder, write_json, write_text
 
 BENCHMARKS = "gpt2_ablate.evaluation.benchmarks"
 SMALL = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 512}  # the cpu preset's model
@@ -33,14 +33,14 @@ def run_benchmarks(out: Path, quick: bool) -> Path:
 
     child.prepare([f"{BENCHMARKS}.{name}" for name in ("training", "attention", "decoding", "limits")])
     reports = out / "reports"
-    reports.mkdir(parents=True, exist_ok=True)
-    results = _measure(quick, reports / "benchmarks.log")
+    make_folder(reports)
+    results = _measure(out, quick, reports / "benchmarks.log")
     write_json(reports / "benchmarks.json", results)
     write_text(reports / "benchmarks.md", write_benchmarks(results, reports / "figures"))
     return reports / "benchmarks.md"
 
 
-def _measure(quick: bool, log: Path) -> dict[str, Any]:
+def _measure(out: Path, quick: bool, log: Path) -> dict[str, Any]:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -66,7 +66,7 @@ def _measure(quick: bool, log: Path) -> dict[str, Any]:
 
         results: dict[str, Any] = {"schema": 1, "quick": quick, "device": device}
         results["limits"] = part("the machine", lambda: call("limits:machine_limits", device, rounds))
-        results["variants"] = part("all variants of the default study", lambda: _variants(log, tell_time))
+        results["variants"] = part("all variants of the default study", lambda: _variants(out, quick, log, tell_time))
         results["training"] = part("training steps", lambda: _training(call, quick, device, rounds))
         results["attention"] = part("attention against length", lambda: _attention(call, quick, device, rounds))
         results["decoding"] = part("generation", lambda: _decoding(call, quick, device, min(rounds, 5)))
@@ -74,12 +74,16 @@ def _measure(quick: bool, log: Path) -> dict[str, Any]:
     return {**results, "environment": environment()}
 
 
-def _variants(log: Path, tell: Callable[[str], None]) -> dict[str, Any]:
-    """The very numbers that the report of the default study has: it takes them from here."""
+def _variants(out: Path, quick: bool, log: Path, tell: Callable[[str], None]) -> dict[str, Any]:
+    """The very numbers that the report of the default study has: whichever is there first, the other takes its numbers."""
     plan = load_plan("cpu", seeds=[0])
-    configs = {run.variant: run.config["model"]["config"] for run in plan.runs}
+    configs, batch_size = {run.variant: run.config["model"]["config"] for run in plan.runs}, plan.data["batch_size"]
+    found = measurements.earlier(measurements.file_of(out, plan.preset), configs, batch_size)
+    if found is not None:
+        return {"key": measurements.key_of(configs, batch_size), "variants": found}
+    processes = 1 if quick else measurements.PROCESSES
     try:
-        return measurements.measure(configs, plan.data["batch_size"], log, tell, lambda: None)
+        return measurements.measure(configs, batch_size, log, tell, lambda: None, processes)
     except child.Failure as failure:
         raise UserError(f"bench: the variants could not be measured: {failure}; see {log}") from None
 
@@ -87,21 +91,21 @@ def _variants(log: Path, tell: Callable[[str], None]) -> dict[str, Any]:
 def _training(call: Callable, quick: bool, device: str, rounds: int) -> list[dict[str, Any]]:
     """Each size against transformers: speed, then memory of either side in a process of its own."""
     cuda = device == "cuda"
-    sizes: list[tuple[str, dict[str, Any], int]] = [
-        ("cpu preset, baseline", SMALL, 2),
-        ("cpu preset, rope-gqa-swa", {**SMALL, "positions": "rotary", "n_kv_head": 1, "window": 64}, 2),
+    sizes: list[tuple[str, dict[str, Any], int, int]] = [
+        ("cpu preset, baseline", SMALL, 2, 3 * rounds),
+        ("cpu preset, rope-gqa-swa", {**SMALL, "positions": "rotary", "n_kv_head": 1, "window": 64}, 2, 3 * rounds),
     ]
     if not quick:
+        many = (16, rounds) if cuda else (1, 5)
         sizes += [
-            ("GPT-2 small, baseline", GPT2_SMALL, 16 if cuda else 1),
-            ("GPT-2 small, rope-gqa-swa", {**GPT2_SMALL, **ALL_THREE}, 16 if cuda else 1),
+            ("GPT-2 small, baseline", GPT2_SMALL, *many),
+            ("GPT-2 small, rope-gqa-swa", {**GPT2_SMALL, **ALL_THREE}, *many),
         ]
     found = []
-    for name, config, batch_size in sizes:
-        n = rounds if config.get("n_layer") or cuda else min(rounds, 5)
+    for name, config, batch_size, n in sizes:
         # Compiling takes a minute, and tells no more of one variant than of another.
         compiled = not quick and "positions" not in config
-        row = call("training:training_speeds", config, batch_size, compiled, 3 * n if config.get("n_layer") else n, device)
+        row = call("training:training_speeds", config, batch_size, compiled, n, device)
         peaks = {side: call("training:training_peak", config, batch_size, side, device) for side in ("ours", "transformers")}
         found.append({"name": name, "config": config, "batch_size": batch_size, **row, "peak_bytes": peaks})
     return found
@@ -130,11 +134,15 @@ def _decoding(call: Callable, quick: bool, device: str, rounds: int) -> dict[str
     new = 32 if quick else 128
     variants = {run.variant: run.config["model"]["config"] for run in load_plan("gpt2-small", seeds=[0]).runs}
     window = {**SMALL, "positions": "rotary", "window": 64}
-    batches = ([1] if quick else [1, 8]) if device == "cpu" else [1, 64]
+    batches = [1] if quick else [1, 8] if device == "cpu" else [1, 8, 64]
+    pairs = [("baseline", GPT2_SMALL, dtype) for dtype in dtypes]
+    if not quick:
+        pairs.append(("rope-gqa-swa", {**GPT2_SMALL, **ALL_THREE}, "bfloat16"))
     return {
-        "against_generate": {
-            dtype: call("decoding:against_generate", GPT2_SMALL, dtype, 128, new, rounds, device) for dtype in dtypes
-        },
+        "against_generate": [
+            {"name": name, "dtype": dtype, **call("decoding:against_generate", config, dtype, 128, new, rounds, device)}
+            for name, config, dtype in pairs
+        ],
         "by_context": {
             str(batch_size): call(
                 "decoding:by_context", variants, [256, 1024] if quick or batch_size > 1 else [256, 1024, 4096], batch_size,

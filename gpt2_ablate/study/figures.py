@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from gpt2_ablate.study.record import write_bytes
 from gpt2_ablate.study.statistics import BASELINE, Effect, Estimate, Runs, by_variant, variants
 from gpt2_ablate.study.warm_start import Recovery
 
@@ -141,7 +143,7 @@ def conversion_and_recovery(found: dict[str, Recovery], file: Path) -> bool:
         return False
     fig, ax = plt.subplots(figsize=(7.5, 0.45 * len(found) + 1.4))
     for n, recovery in enumerate(reversed(found.values())):
-        colour = COLOURS[len(found) - 1 - n % len(COLOURS)]
+        colour = COLOURS[(len(found) - 1 - n) % len(COLOURS)]
         ax.annotate("", (recovery.after, n), (recovery.before, n), arrowprops={"arrowstyle": "->", "color": colour, "lw": 2})
         ax.plot(recovery.before, n, "o", color=colour)
     ax.axvline(found[BASELINE].after, color="black", linewidth=1)
@@ -183,7 +185,9 @@ def _mean_by_position(runs: Runs, key: str) -> tuple[np.ndarray, dict[str, np.nd
         return np.empty(0), {}
     first = next(iter(tables.values()))[0]
     middles = np.array([(row["from"] + row["to"]) / 2 for row in first])
-    return middles, {name: np.mean([[row["loss"] for row in t] for t in own], axis=0) for name, own in tables.items()}
+    return middles, {
+        name: np.mean(np.array([[row["loss"] for row in t] for t in own], dtype=float), axis=0) for name, own in tables.items()
+    }
 
 
 def _thousands(value: float, _: object = None) -> str:
@@ -202,9 +206,12 @@ def _save(fig, file: Path, drawn: bool) -> bool:
 
 
 def save(fig, file: Path) -> None:
-    """Write a figure whole or not at all, and forget it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    fig.savefig(partial, format="png")
-    partial.replace(file)
+    """Write a figure, and forget it.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    png = io.BytesIO()
+    fig.savefig(png, format="png")
     plt.close(fig)
+    write_bytes(file, png.getvalue())

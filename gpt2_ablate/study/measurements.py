@@ -4,37 +4,64 @@ from __future__ import annotations
 
 import hashlib
 import json
+import statistics
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from gpt2_ablate.study import child
+from gpt2_ablate.study.record import environment
 
 MEASURE = "gpt2_ablate.study.measure"
+PROCESSES = 3  # that memory is measured in
 
 Configs = dict[str, dict[str, Any]]
 Measured = dict[str, dict[str, Any]]
 
 
 def measure(
-    configs: Configs, batch_size: int, log: Path, tell: Callable[[str], None], tick: Callable[[], None]
+    configs: Configs,
+    batch_size: int,
+    log: Path,
+    tell: Callable[[str], None],
+    tick: Callable[[], None],
+    processes: int = PROCESSES,
 ) -> dict[str, Any]:
     """{"key", "variants": {name: metrics}} of these models: what they were measured for, and what was found.
+
+    Args:
+        processes: that the memory of each is measured in.
 
     Raises:
         child.Failure: one of them could not be measured.
     """
     speeds = child.run_in_child(f"{MEASURE}:speed", configs, batch_size, log=log, tell=tell, tick=tick)
     for name, config in configs.items():
-        # Each in a fresh process: the peak of a process never falls.
-        peak = child.run_in_child(f"{MEASURE}:memory", config, batch_size, log=log, tell=tell, tick=tick)
-        speeds[name]["training_peak_bytes"] = peak
-    return {"key": key_of(configs, batch_size), "variants": speeds}
+        # Each in a fresh process, because the peak of a process never falls; several, because it is never the same.
+        peaks = sorted(
+            child.run_in_child(f"{MEASURE}:memory", config, batch_size, log=log, tell=tell, tick=tick) for _ in range(processes)
+        )
+        speeds[name] |= {
+            "training_peak_bytes": statistics.median(peaks),
+            "training_peak_bytes_low": peaks[0],
+            "training_peak_bytes_high": peaks[-1],
+        }
+    return {"key": key_of(configs, batch_size, processes), "variants": speeds}
 
 
-def key_of(configs: Configs, batch_size: int) -> str:
-    """Changes when what is measured does."""
-    return hashlib.sha256(json.dumps([configs, batch_size], sort_keys=True).encode()).hexdigest()[:16]
+def file_of(out: Path, preset: str) -> Path:
+    """Where the study of a preset keeps what it has measured."""
+    return out / "checkpoints" / preset / "measurements.json"
+
+
+def key_of(configs: Configs, batch_size: int, processes: int = PROCESSES) -> str:
+    """Changes when what is measured does: the models, this code, its libraries or the machine."""
+    from gpt2_ablate.model.config import GPT2Config  # which imports torch
+
+    models = {name: asdict(GPT2Config(**fields)) for name, fields in configs.items()}
+    measured = [models, batch_size, processes, environment()]
+    return hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def earlier(file: Path, configs: Configs, batch_size: int, *path: str) -> Measured | None:

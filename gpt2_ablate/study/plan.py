@@ -36,6 +36,7 @@ class Run:
         texts: what the variant's YAML tells the reader of the report.
         order: where the variant stands in tables.
         init_digest: of the weights that it starts from; None: it starts from random ones.
+        asked: how the study was asked for: preset, init and at_once.
     """
 
     preset: str
@@ -48,6 +49,7 @@ class Run:
     texts: dict[str, str] = field(default_factory=dict)
     order: int = 0
     init_digest: str | None = None
+    asked: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -122,8 +124,8 @@ def load_plan(
     names = list(variants) or sorted(f.stem for f in (experiments / "variants").glob("*.yaml"))
     chosen = list(seeds) or wanted["seeds"]
     for seed in chosen:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise UserError(f"{file}: seeds: {seed!r} is not a seed; give whole numbers from 0")
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise UserError(f"{file}: seeds: {seed!r} is not a seed; give whole numbers from 0 to {2**32 - 1}")
     for key in ("max_steps", "val_check_interval"):
         if not _is_count(value := wanted["trainer"].get(key)):
             raise UserError(f"{file}: trainer.{key}: {value!r} is not a number of steps; give a whole number from 1")
@@ -158,7 +160,8 @@ def load_plan(
     ]
     # Seed by seed, so that a study stopped early is a whole study with fewer seeds.
     runs.sort(key=lambda run: (list(chosen).index(run.seed), run.order, run.variant))
-    runs = [dataclasses.replace(run, preset=name, init_digest=digest) for run in runs]
+    asked = {"preset": preset, "init": init, "at_once": wanted.get("at_once", 1)}
+    runs = [dataclasses.replace(run, preset=name, init_digest=digest, asked=asked) for run in runs]
     return Plan(name, str(wanted.get("title", file.stem)), runs, wanted.get("at_once", 1), file)
 
 
@@ -261,7 +264,7 @@ def _require_mapping(file: Path, key: str, value: Any) -> None:
 
 def _find(folder: Path, name: str, kind: str) -> Path:
     file = folder / f"{name}.yaml"
-    if not file.exists():
+    if not os.path.exists(file):  # Path.exists raises for a name that is too long
         known = ", ".join(sorted(f.stem for f in folder.glob("*.yaml")))
         raise UserError(f"{kind}: there is no {name!r} in {folder}; give one of {known}")
     return file

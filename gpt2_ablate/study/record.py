@@ -18,17 +18,39 @@ STATUSES = ("finished", "failed", "missing")
 OPTIONAL: dict[str, type] = {
     "preset": str, "config": dict, "metrics": dict, "environment": dict, "texts": dict, "factors": list, "order": int,
     "curves": dict, "loss_by_position": list, "loss_by_position_beyond": list, "cost_by_context": list, "tensors": dict,
-    "sample": str, "kernels": list, "error": str, "precision": str,
+    "sample": str, "kernels": list, "error": str, "precision": str, "stock": str, "asked": dict,
 }  # fmt: skip
 # What the rows of tables need, where there are any.
 ROWS = {
     "loss_by_position": ("from", "to", "loss"), "loss_by_position_beyond": ("from", "to", "loss"),
     "cost_by_context": ("context", "forward_flops_per_token", "kv_bytes"),
 }  # fmt: skip
-PACKAGES = ("torch", "lightning", "torchmetrics", "tiktoken", "datasets", "fvcore", "numpy")
+# What the report reckons with, where it is there.
+COUNTS = {
+    "config.model.config": ("block_size", "n_head", "n_kv_head", "window"), "config.data": ("batch_size",),
+    "config.trainer": ("max_steps", "accumulate_grad_batches"), "asked": ("at_once",),
+}  # fmt: skip
+PACKAGES = ("torch", "lightning", "torchmetrics", "tiktoken", "datasets", "fvcore", "numpy", "transformers")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for output, if it is not there.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); give another folder as OUT") from error
 
 
 def write_text(file: Path, text: str) -> None:
+    """`write_bytes` of text in UTF-8."""
+    write_bytes(file, text.encode())
+
+
+def write_bytes(file: Path, content: bytes) -> None:
     """Write a file whole or not at all: to a temporary name, then renamed.
 
     Raises:
@@ -37,8 +59,8 @@ def write_text(file: Path, text: str) -> None:
     partial = file.with_name(f".{file.name}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with open(partial, "wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(file)
@@ -124,23 +146,53 @@ def _check_run(run: Any, where: str) -> None:
     for key, wanted in OPTIONAL.items():
         if run.get(key) is not None and not isinstance(run[key], wanted):
             raise UserError(f"{where}: {key}: {run[key]!r} should be a {wanted.__name__}")
+    for name, text in (run.get("texts") or {}).items():
+        if not isinstance(text, str):
+            raise UserError(f"{where}: texts.{name}: {text!r} should be a text")
+    if not all(isinstance(factor, str) for factor in run.get("factors") or []):
+        raise UserError(f"{where}: factors: {run['factors']!r} should be a list of names")
+    for name, shape in (run.get("tensors") or {}).items():
+        if not isinstance(shape, list) or not all(isinstance(size, int) for size in shape):
+            raise UserError(f"{where}: tensors.{name}: {shape!r} should be a list of sizes")
+    packages = (run.get("environment") or {}).get("packages") or {}
+    if not isinstance(packages, dict):
+        raise UserError(f"{where}: environment.packages: {packages!r} should be a dict")
     for name, curve in (run.get("curves") or {}).items():
         if not isinstance(curve, list) or not all(_are_numbers(point) and len(point) == 2 for point in curve):
             raise UserError(f"{where}: curves.{name}: should be a list of [step, value]")
     for key, columns in ROWS.items():
         for row in run.get(key) or []:
-            if not isinstance(row, dict) or not _are_numbers([row.get(column, "missing") for column in columns]):
+            if not _is_row(row, columns):
                 raise UserError(f"{where}: {key}: {row!r} should have numbers for {', '.join(columns)}")
     config = run.get("config") or {}
-    sections = {key: config.get(key) or {} for key in ("model", "data", "trainer")}
-    if isinstance(sections["model"], dict):
-        sections["model.config"] = sections["model"].get("config") or {}
+    sections = {f"config.{key}": config.get(key, {}) for key in ("model", "data", "trainer")} | {"asked": run.get("asked") or {}}
+    if isinstance(sections["config.model"], dict):
+        sections["config.model.config"] = sections["config.model"].get("config", {})
     for key, section in sections.items():
         if not isinstance(section, dict):
-            raise UserError(f"{where}: config.{key}: {section!r} should be a dict")
+            raise UserError(f"{where}: {key}: {section!r} should be a dict")
+        for name in COUNTS.get(key, ()):
+            if not _is_setting(name, section.get(name, 1)):
+                raise UserError(f"{where}: {key}.{name}: {section[name]!r} should be a whole number from 1")
     loss = (run.get("metrics") or {}).get("validation_loss")
     if run["status"] == "finished" and not (isinstance(loss, int | float) and math.isfinite(loss)):
         raise UserError(f"{where}: metrics.validation_loss: {loss!r} should be a number, as the run is finished")
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    """Whether a model or a trainer can have it: some may be left open, and a window may differ from layer to layer."""
+    if name == "window" and isinstance(value, list):
+        return all(_is_setting(name, v) for v in value)
+    if value is None:
+        return name in ("n_kv_head", "window")
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_row(row: Any, columns: tuple[str, ...]) -> bool:
+    """Whether it has a number in each column; a loss that was not finite is null."""
+    return isinstance(row, dict) and all(
+        isinstance(row.get(c), int | float) or (c == "loss" and row.get(c, 0) is None) for c in columns
+    )
 
 
 def _are_numbers(values: Any) -> bool:

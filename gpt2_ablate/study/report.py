@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -10,20 +12,11 @@ from gpt2_ablate.errors import UserError
 from gpt2_ablate.study import statistics, warm_start
 from gpt2_ablate.study.prose import bytes_, interval, listing, number, percent_change, signed, table, verdict
 from gpt2_ablate.study.record import write_text
-from gpt2_ablate.study.statistics import BASELINE
+from gpt2_ablate.study.statistics import BASELINE, CLASSIC_FACTORS
 
 Record = dict[str, Any]
 
-# The stock architecture of transformers that computes the same function, by what the variant changes.
-STOCK = (
-    (lambda c: c.get("positions", "learned") == "learned" and not c.get("window") and _shares(c) == 1, "GPT2LMHeadModel"),
-    (lambda c: c.get("positions") == "rotary", "Starcoder2ForCausalLM"),
-    (
-        lambda c: c.get("positions", "learned") == "learned" and not c.get("window") and c.get("n_kv_head") == 1,
-        "GPTBigCodeForCausalLM",
-    ),
-)
-OWN_PARTS = ("attention", "mlp", "norm")
+CLASSIC_VARIANTS = {"-".join(made_of) or BASELINE for n in range(4) for made_of in itertools.combinations(CLASSIC_FACTORS, n)}
 
 
 class Study:
@@ -292,8 +285,8 @@ def main_rows(study: Study) -> tuple[list[str], list[list[str]]]:
 def _main_table(study: Study, figures: set[str]) -> str:
     head, rows = main_rows(study)
     measured = (
-        "Speed and memory were measured after training, with nothing else running: medians of rounds in which all variants "
-        "took turns in one process, and the peak that a fresh process reached."
+        "Speed and memory were measured apart from training, with nothing else running: medians of rounds in which all "
+        "variants took turns in one process, and of the peaks that fresh processes reached."
         if study.metric("training_tokens_per_second")
         else "Speed and memory were not measured."
     )
@@ -374,9 +367,9 @@ def _cost(study: Study, figures: set[str]) -> str:
         _figure(
             "cost_against_context", "Compute and cache over context length; variants that cost the same share a line.", figures
         ),
-        "FLOPs are those of matrix products as the kernels perform them: full causal attention counts all T x T scores, the "
-        "usual convention, a sliding window the blocks that it computes. A kernel that skips the masked half of full attention "
-        "makes a window's saving smaller than it looks here.",
+        "FLOPs are those of matrix products: of full causal attention all T x T scores, by the usual convention, and of a "
+        "sliding window the blocks that its kernel computes. Where a kernel skips the hidden half of full attention, a window "
+        "saves less than it looks here.",
     )
 
 
@@ -415,12 +408,24 @@ def _size_and_compute(study: Study, name: str) -> str:
         ("training_flops_per_token", "training FLOPs per token", number),
         ("kv_bytes_per_token", "of cache per token", bytes_),
         ("kv_bytes_full", "of cache at full context", bytes_),
-        ("training_peak_bytes", "of memory at the peak of training", bytes_),
     ):
         value, reference = study.value(name, metric), study.value(BASELINE, metric)
         if value is not None and reference:
             phrases.append(f"{form(value)} {what} ({percent_change(value, reference)})")
-    return f"{listing(phrases)}, against the baseline." if phrases else ""
+    return (f"{listing(phrases)}, against the baseline." if phrases else "") + _memory(study, name)
+
+
+def _memory(study: Study, name: str) -> str:
+    """Peaks of processes vary from one to the next: a difference is told only where their ranges are apart."""
+    ranges = [[study.value(v, f"training_peak_bytes{end}") for end in ("", "_low", "_high")] for v in (name, BASELINE)]
+    (own, low, high), (theirs, their_low, their_high) = ranges
+    if None in ranges[0] + ranges[1]:
+        return ""
+    word = "more than" if low > their_high else "less than" if high < their_low else "not clearly different from"  # type: ignore[operator]
+    return (
+        f" Training peaks at {bytes_(own)} of memory ({bytes_(low)} to {bytes_(high)}), {word} the baseline's {bytes_(theirs)} "
+        f"({bytes_(their_low)} to {bytes_(their_high)})."
+    )
 
 
 def _speed(study: Study, name: str) -> str:
@@ -475,21 +480,7 @@ def _challenges(study: Study, name: str) -> list[str]:
     config = study.config(name)
     if not config:
         return []
-    context, window = config.get("block_size"), config.get("window")
-    sentences = []
-    if window and context:
-        field = study.value(name, "receptive_field")
-        reach = "" if not field else (
-            f" Through all layers a prediction can depend on {field:g} tokens, {100 * field / context:.0f} % of the context; "
-            "nothing further back can reach it."
-            if field < context
-            else f" Through all layers a prediction can depend on {field:g} tokens, more than the whole context."
-        )  # fmt: skip
-        sentences.append(f"A layer sees {window} of {context} tokens ({100 * window / context:.1f} %).{reach}")
-        sentences.append(
-            "Its kernel computes each block of queries against two blocks of keys, so each query pays for "
-            f"{min(2 * window, context)} scores to use at most {window}."
-        )
+    context, sentences = config.get("block_size"), _window(study, name, config)
     if _shares(config) > 1:
         sentences.append(f"{_shares(config)} query heads share each key/value head.")
     if config.get("positions", "learned") == "learned":
@@ -501,8 +492,40 @@ def _challenges(study: Study, name: str) -> list[str]:
                 f"In windows of twice the trained length, tokens past position {context} are predicted at {beyond:.3f} nats, "
                 f"where the last quarter of the trained context has {inside:.3f}."
             )
-    sentences += [_compatibility(study, name), _stock(config)]
+    sentences += [_compatibility(study, name), _stock(study.first[name])]
     return [s for s in sentences if s]
+
+
+def _window(study: Study, name: str, config: dict[str, Any]) -> list[str]:
+    """What a window hides, and what its kernel pays."""
+    context, window, places = config.get("block_size"), config.get("window"), config.get("global_tokens")
+    if not window or not context:
+        return []
+    if isinstance(window, list) or places or config.get("dilation", 1) != 1:
+        windows = window if isinstance(window, list) else [window]
+        said = "windows from the first layer on, repeated: " + listing("all" if w is None else f"{w} tokens" for w in windows)
+        if config.get("dilation", 1) != 1:
+            said += f"; dilation {config['dilation']}"
+        if places:
+            said += f"; global tokens at {listing(map(str, places))}"
+        sentences = [f"Its {said}."]
+    else:
+        sentences = [f"A layer sees {window} of {context} tokens ({100 * window / context:.1f} %)."]
+        if study.first[name].get("kernels") == ["sliding"]:
+            sentences.append(
+                "Its kernel computes each block of queries against two blocks of keys, so each query pays for "
+                f"{min(2 * window, context)} scores to use at most {window}."
+            )
+    field = study.value(name, "receptive_field")
+    if field and not places:
+        sentences.insert(
+            1,
+            f"Through all layers a prediction can depend on {field:g} tokens, {100 * field / context:.0f} % of the context; "
+            "nothing further back can reach it."
+            if field < context
+            else f"Through all layers a prediction can depend on {field:g} tokens, more than the whole context.",
+        )
+    return sentences
 
 
 def _compatibility(study: Study, name: str) -> str:
@@ -527,12 +550,11 @@ def _compatibility(study: Study, name: str) -> str:
     )
 
 
-def _stock(config: dict[str, Any]) -> str:
-    if any(config.get(part) for part in OWN_PARTS):
+def _stock(run: Record) -> str:
+    if "stock" not in run:
         return ""
-    for fits, architecture in STOCK:
-        if fits(config):
-            return f"transformers computes the same function as `{architecture}`."
+    if run["stock"]:
+        return f"transformers computes the same function as `{run['stock']}`."
     return "No stock architecture of transformers computes the same function, so it cannot be exported."
 
 
@@ -617,14 +639,27 @@ def _setting(study: Study, figures: set[str]) -> str:
         lines.append("Attention kernels: " + "; ".join(f"{name} {of}" for name, of in kernels.items()) + ".")
     seconds = [r["metrics"]["run_seconds"] for r in study.runs if statistics.is_number(r["metrics"].get("run_seconds"))]
     if seconds:
-        lines.append(f"Time: {sum(seconds) / 60:.1f} minutes of training for {len(seconds)} runs.")
-    seeds = ",".join(str(seed) for seed in study.seeds)
+        at_once = (run.get("asked") or {}).get("at_once", 1)
+        side_by_side = f", {at_once} side by side" if at_once > 1 else ""
+        lines.append(f"Time: {sum(seconds) / 60:.1f} minutes of training for {len(seconds)} runs{side_by_side}.")
+    if (config.get("model") or {}).get("compile") and (first := study.value(study.names[0], "run_first_batch_seconds")):
+        lines.append(f"torch.compile: the first batch, which waits for it, took {first:.0f} s of a run of {study.names[0]}.")
     return _paragraphs(
         "## Setting",
         _bullets(lines),
         "All numbers stand in `results.json` beside this file. To do it again:",
-        f"```sh\nmake ablate-all PRESET={study.preset} SEEDS={seeds}\n```",
+        f"```sh\n{_command(study)}\n```",
     )
+
+
+def _command(study: Study) -> str:
+    """What was typed, as far as it decides what these records are."""
+    asked = study.runs[0].get("asked") or {}
+    wanted = {"PRESET": asked.get("preset") or study.preset, "INIT": asked.get("init")}
+    if set(study.factors) != CLASSIC_VARIANTS:
+        wanted["VARIANTS"] = ",".join(study.names)
+    wanted["SEEDS"] = ",".join(str(seed) for seed in study.seeds)
+    return " ".join(["make ablate-all", *(f"{key}={shlex.quote(str(value))}" for key, value in wanted.items() if value)])
 
 
 def _machine(run: Record) -> str:

@@ -17,23 +17,20 @@ from gpt2_ablate.data.tokenizer import load_tokenizer
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.evaluation import cost
 from gpt2_ablate.evaluation.perplexity import Score, score
-from gpt2_ablate.machine import autocast
-from gpt2_ablate.model import GPT2
-from gpt2_ablate.model.attend import kernel_for
-from gpt2_ablate.model.pattern import Pattern
+from gpt2_ablate.machine import autocast, keep_freed_memory
+from gpt2_ablate.model import GPT2, GPT2Config
 from gpt2_ablate.study.plan import Run
 from gpt2_ablate.study.record import SCHEMA, environment, write_json, write_text
 from gpt2_ablate.training.callbacks import Memory, Perplexity, Progress, Samples, Throughput
-from gpt2_ablate.training.trainer import TrainingCLI, build
+from gpt2_ablate.training.trainer import TrainingCLI, build, kernels_of
 from gpt2_ablate.weights.folder import save_model
+from gpt2_ablate.weights.huggingface import architecture_of
 
 CONTEXTS = (256, 512, 1024, 2048, 4096, 8192, 16384)  # tokens, at which costs are tabulated
 BINS = 16  # of places in the context, in which losses are averaged
 
 
-def train_run(
-    run: Run, fingerprint: str, folder: Path, logs: Path, at_once: int, tell: Callable[[dict], None]
-) -> None:  # fmt: skip
+def train_run(run: Run, fingerprint: str, folder: Path, logs: Path, at_once: int, tell: Callable[[dict], None]) -> None:
     """Train one variant with one seed, from its last checkpoint if there is one, and write its record.
 
     Args:
@@ -44,6 +41,7 @@ def train_run(
         tell: receives progress, as {"step", "steps", "loss", "tokens_per_second"} or {"phase"} or {"warning"}.
     """
     torch.set_num_threads(max(1, torch.get_num_threads() // at_once))
+    keep_freed_memory()
     with FileLock(folder / ".lock"):  # an earlier process of this run may still be at its last step
         resume = _checkpoint_to_resume(folder, fingerprint, tell)
         if resume is None:
@@ -72,6 +70,7 @@ def train_run(
             **{name: value for name, value in memory.values.items() if name != "peak_bytes"},
             "run_peak_bytes": memory.values["peak_bytes"],
             "run_tokens_per_second": throughput.tokens_per_second or None,
+            "run_first_batch_seconds": throughput.first_batch_seconds,
             "run_seconds": timer.time_elapsed("train"),
             "train_loss": perplexity.curves["train"][-1][1] if perplexity.curves["train"] else None,
         }
@@ -87,7 +86,7 @@ def _record(run: Run, fingerprint: str, cli: TrainingCLI, metrics: dict[str, Any
     return {
         "schema": SCHEMA, "fingerprint": fingerprint, "preset": run.preset, "variant": run.variant, "seed": run.seed,
         "status": "finished", "factors": run.factors, "order": run.order, "texts": run.texts, "config": run.config,
-        "metrics": metrics, **details, "precision": str(cli.trainer.precision), "environment": environment(),
+        "asked": run.asked, "metrics": metrics, **details, "precision": str(cli.trainer.precision), "environment": environment(),
     }  # fmt: skip
 
 
@@ -188,8 +187,8 @@ def _evaluate(cli: TrainingCLI, limit: int | None) -> tuple[dict[str, Any], dict
                 details["loss_by_position"] = _binned(result)
                 # Where most of the past can be missed: what a window or a poor sense of distance costs shows here first.
                 metrics["validation_loss_late"] = float(result.by_position[-(config.block_size // 4) :].mean())
-    longest = model.positions.max_length
-    if (longest is None or longest >= 2 * config.block_size) and len(data.splits["validation"].ids) > 2 * config.block_size:
+    longest, scored = model.positions.max_length, data.splits["validation"].ids[:limit]
+    if (longest is None or longest >= 2 * config.block_size) and len(scored) > 2 * config.block_size:
         beyond = rate("validation", 2 * config.block_size)
         details["loss_by_position_beyond"] = _binned(beyond)
         metrics["validation_loss_beyond"] = float(beyond.by_position[config.block_size :].mean())
@@ -206,14 +205,18 @@ def _evaluate(cli: TrainingCLI, limit: int | None) -> tuple[dict[str, Any], dict
         }
         for context in CONTEXTS
     ]
-    device = model.embedding.weight.device
-    details["kernels"] = list(
-        dict.fromkeys(
-            kernel_for(Pattern.of(layer), device, config.block_size, config.dropout, config.kernel) for layer in config.layers
-        )
-    )
+    details["kernels"] = kernels_of(model, cli.trainer.strategy.root_device, data.separate_documents)
+    details["stock"] = _stock(config)
     details["tensors"] = {name: list(p.shape) for name, p in model.named_parameters()}
     return metrics, details
+
+
+def _stock(config: GPT2Config) -> str | None:
+    """The architecture of transformers that computes the same function; None where there is none."""
+    try:
+        return architecture_of(config).class_name
+    except UserError:
+        return None
 
 
 def _binned(result: Score) -> list[dict[str, float]]:

@@ -18,7 +18,7 @@ from gpt2_ablate.errors import UserError
 from gpt2_ablate.study import child, measurements
 from gpt2_ablate.study.live import Live
 from gpt2_ablate.study.plan import Plan, Run
-from gpt2_ablate.study.record import SCHEMA, read_record, write_json, write_results
+from gpt2_ablate.study.record import SCHEMA, make_folder, read_record, write_json, write_results
 
 RUN = "gpt2_ablate.study.run"
 
@@ -111,7 +111,7 @@ def _kept(folders: Folders, run: Run, fingerprint: str, live: Live) -> Record | 
         live.warn(f"{weights}: is not whole ({error}); {run.name} is done again.")
         return None
     # What the YAML tells the reader may have changed without changing the run.
-    return {**record, "texts": run.texts, "factors": list(run.factors), "order": run.order}
+    return {**record, "texts": run.texts, "factors": list(run.factors), "order": run.order, "asked": run.asked}
 
 
 def _train(plan: Plan, folders: Folders, todo: list[int], fingerprints: list[str], live: Live) -> dict[int, Record]:
@@ -121,8 +121,8 @@ def _train(plan: Plan, folders: Folders, todo: list[int], fingerprints: list[str
         for n in todo:
             run = plan.runs[n]
             folder, logs = folders.run(run), folders.tensorboard(run)
-            _make(folder)
-            _make(logs)
+            make_folder(folder)
+            make_folder(logs)
             (folder / "record.json").unlink(missing_ok=True)
             live.start(n)
             args = (run, fingerprints[n], folder, logs, plan.at_once)
@@ -147,7 +147,7 @@ def _failed(run: Run, fingerprint: str, error: str) -> Record:
     return {
         "schema": SCHEMA, "fingerprint": fingerprint, "preset": run.preset, "variant": run.variant, "seed": run.seed,
         "status": "failed", "error": error, "factors": list(run.factors), "order": run.order, "texts": run.texts,
-        "config": run.config, "metrics": {}, "environment": {},
+        "config": run.config, "asked": run.asked, "metrics": {}, "environment": {},
     }  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def _add_measurements(plan: Plan, folders: Folders, records: list[Record], live:
     if not configs:
         return
     batch_size = plan.data.get("batch_size", 8)
-    file = folders.study(plan.preset) / "measurements.json"
+    file = measurements.file_of(folders.out, plan.preset)
     # The benchmark's own, where it has measured these models: two reports, one set of numbers.
     found = measurements.earlier(folders.reports / "benchmarks.json", configs, batch_size, "variants")
     found = found or measurements.earlier(file, configs, batch_size)
@@ -178,7 +178,7 @@ def _add_measurements(plan: Plan, folders: Folders, records: list[Record], live:
 
 @contextmanager
 def _only_study_in(folder: Path) -> Iterator[None]:
-    _make(folder)
+    make_folder(folder)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=5)
@@ -190,10 +190,3 @@ def _only_study_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}); give another folder as OUT") from error

@@ -79,7 +79,8 @@ def variants(runs: Runs) -> list[str]:
     """Names of the variants in the order of the report: the baseline, then as their YAML says, then as they come."""
     order: dict[str, tuple] = {}
     for n, run in enumerate(runs):
-        order.setdefault(run["variant"], (run["variant"] != BASELINE, run.get("order", 1000), n))
+        place = 1000 if run.get("order") is None else run["order"]
+        order.setdefault(run["variant"], (run["variant"] != BASELINE, place, n))
     return sorted(order, key=lambda name: order[name])
 
 

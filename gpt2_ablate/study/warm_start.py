@@ -58,7 +58,9 @@ def section(found: dict[str, Recovery], run: dict[str, Any], figure: str) -> str
     """The part of the report about it, with the setting from any of the runs; empty where nothing was converted."""
     if not found:
         return ""
-    config = run["config"]
+    config = run.get("config") or {}
+    start = (config.get("model") or {}).get("init", "a checkpoint")
+    steps = (config.get("trainer") or {}).get("max_steps", "some")
     head = ["variant", "right after conversion", "lost by it", "after uptraining", "behind the control", "recovered"]
     rows = [
         [name, f"{r.before:.3f}", signed(r.lost), f"{r.after:.3f}", "" if name == BASELINE else signed(r.gap.value),
@@ -67,11 +69,10 @@ def section(found: dict[str, Recovery], run: dict[str, Any], figure: str) -> str
     ]  # fmt: skip
     parts = (
         "## From the checkpoint",
-        f"Every variant started from `{config['model'].get('init', 'a checkpoint')}`, converted to what it is, and was trained "
-        f"for {config['trainer']['max_steps']} steps; the baseline, which needs no conversion, was trained on for as long and is "
-        "the control. Recovered is the share of what the conversion lost that is no longer missing against the control, with "
-        "the interval of that gap. Seeds differ in their batches; all start from the same weights, so intervals do not cover "
-        "another checkpoint.",
+        f"Every variant started from `{start}`, converted to what it is, and was trained for {steps} steps; the baseline, which "
+        "needs no conversion, was trained on for as long and is the control. Recovered is the share of what the conversion lost "
+        "that is no longer missing against the control, with the interval of that gap. Seeds differ in their batches; all start "
+        "from the same weights, so intervals do not cover another checkpoint.",
         table(head, rows),
         figure,
     )

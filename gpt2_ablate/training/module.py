@@ -13,7 +13,7 @@ from gpt2_ablate.errors import UserError
 from gpt2_ablate.model import GPT2, GPT2Config
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(UserError):
     """The loss is no longer a number; training on would only waste time."""
 
 
@@ -28,6 +28,7 @@ class LanguageModel(LightningModule):
         weight_decay: of matrices and embeddings; biases and norms are not decayed (Brown et al. 2005.14165, appendix B).
         betas: AdamW's averaging of gradients and of their squares.
         init: a checkpoint to start from, converted to `config` (see `gpt2_ablate.weights`); None: random weights.
+        compile: whether training steps go through torch.compile; the first takes a minute or two longer.
 
     Raises:
         UserError: a value is out of range.
@@ -41,6 +42,7 @@ class LanguageModel(LightningModule):
         weight_decay: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.95),
         init: str | None = None,
+        compile: bool = False,
     ):
         super().__init__()
         if not learning_rate > 0:
@@ -55,6 +57,7 @@ class LanguageModel(LightningModule):
         self.weight_decay, self.betas = weight_decay, betas
         self.seed = torch.initial_seed() % 2**32
         self.model = GPT2(config) if init is None else _converted(init, config)
+        self.loss_and_hidden = torch.compile(self._loss_and_hidden) if compile else self._loss_and_hidden
         self.save_hyperparameters(
             {**asdict(config), "learning_rate": learning_rate, "warmup_steps": warmup_steps, "weight_decay": weight_decay}
         )
@@ -66,13 +69,11 @@ class LanguageModel(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """Mean loss of one batch: input_ids and targets [B, T] each, and documents [B, T] where they are kept apart."""
-        input_ids, targets, *documents = batch
-        hidden = self.model.hidden(input_ids, None, *documents)
-        loss = self.model.loss_of_hidden(hidden, targets)
+        loss, hidden = self.loss_and_hidden(*batch)
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             # The loss that trains is rounded (see model.loss); the one that people read is worth a second look.
             with torch.no_grad():
-                exact = self.model.loss_of_hidden(hidden, targets)
+                exact = self.model.loss_of_hidden(hidden, batch[1])
             if not exact.isfinite():
                 raise NonFiniteLoss(
                     f"the loss became {exact.item()} by step {self.global_step + 1}; lower learning_rate "
@@ -82,6 +83,10 @@ class LanguageModel(LightningModule):
             self.log("train/perplexity", exact.exp())
             self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
+
+    def _loss_and_hidden(self, input_ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        hidden = self.model.hidden(input_ids, None, documents)
+        return self.model.loss_of_hidden(hidden, targets), hidden
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """Mean loss of one batch."""

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import logging
 import warnings
+from dataclasses import replace
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -17,6 +20,9 @@ from gpt2_ablate.data.module import TextData
 from gpt2_ablate.data.tokenizer import END_OF_TEXT_ID
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.machine import auto_precision
+from gpt2_ablate.model import GPT2
+from gpt2_ablate.model.attend import kernel_for
+from gpt2_ablate.model.pattern import Pattern
 from gpt2_ablate.training.module import LanguageModel
 
 
@@ -47,7 +53,7 @@ def build(args: list[str] | dict[str, Any], callbacks: list, logger: Any = True)
         logger: where it is written.
 
     Raises:
-        UserError: an unknown key, or a value of the wrong type.
+        UserError: an unknown key, or a value that is of the wrong type or cannot be used here.
     """
     quieten_lightning()
     if isinstance(args, dict):
@@ -85,28 +91,60 @@ def build(args: list[str] | dict[str, Any], callbacks: list, logger: Any = True)
         raise
     except (ArgumentError, ValueError, TypeError) as error:
         raise UserError(one_line(str(error))) from error
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {one_line(str(error))}") from error
     _check(cli)
     return cli
 
 
+def fit(cli: TrainingCLI) -> None:
+    """Train what `build` has built.
+
+    Raises:
+        UserError: a setting that Lightning looks at only now.
+        NonFiniteLoss: the training diverged.
+    """
+    try:
+        cli.trainer.fit(cli.model, cli.datamodule)
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {one_line(str(error))}") from error
+
+
 def _check(cli: TrainingCLI) -> None:
     """What Lightning lets pass and trips over later, or ignores."""
-    settings, accumulate = cli.config.trainer, cli.trainer.accumulate_grad_batches
+    settings = cli.config.trainer
     for key in ("accumulate_grad_batches", "log_every_n_steps"):
-        if settings[key] < 1:
-            raise UserError(f"trainer.{key}: {settings[key]} is too small; give 1 or more")
-    if isinstance(settings.val_check_interval, int) and settings.val_check_interval % accumulate:
+        if settings[key] is None or settings[key] < 1:
+            raise UserError(f"trainer.{key}: {settings[key]} is no number of steps; give 1 or more")
+    interval, accumulate = settings.val_check_interval, settings.accumulate_grad_batches
+    if isinstance(interval, int) and (interval < 1 or interval % accumulate):
         raise UserError(
-            f"trainer.val_check_interval: {settings.val_check_interval} batches end amid an optimizer step of {accumulate} "
-            f"(accumulate_grad_batches); give a multiple of {accumulate}"
+            f"trainer.val_check_interval: {interval} batches do not end with an optimizer step; "
+            f"give a multiple of {accumulate} (accumulate_grad_batches) above 0"
         )
     if settings.gradient_clip_algorithm not in (None, "norm"):
         raise UserError(f"trainer.gradient_clip_algorithm: {settings.gradient_clip_algorithm!r} is not done here; give norm")
+    try:
+        kernels_of(cli.model.model, cli.trainer.strategy.root_device, cli.datamodule.separate_documents)
+    except UserError as error:
+        raise UserError(f"model.config.{error}") from error
     vocab_size = cli.model.model.config.vocab_size
     if vocab_size <= END_OF_TEXT_ID:
         raise UserError(
             f"model.config.vocab_size: {vocab_size} is smaller than the tokenizer's; give {END_OF_TEXT_ID + 1} or more"
         )
+
+
+def kernels_of(model: GPT2, device: torch.device, separate_documents: bool = False) -> list[str]:
+    """The names of the attention kernels that its training takes, in the order of its layers.
+
+    Raises:
+        UserError: the one that the config wants cannot run here.
+    """
+    config = model.config
+    starts = torch.zeros(1, config.block_size, dtype=torch.long, device=device) if separate_documents else None
+    patterns = [replace(Pattern.of(layer), starts=starts, score_bias=model.positions.score_bias) for layer in config.layers]
+    return list(dict.fromkeys(kernel_for(p, device, config.block_size, config.dropout, config.kernel) for p in patterns))
 
 
 def one_line(message: str) -> str:

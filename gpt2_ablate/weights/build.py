@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.model import GPT2, GPT2Config
+
+NUMBERS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
 
 
 class _WithoutWeights(TorchFunctionMode):
@@ -24,9 +27,28 @@ class _WithoutWeights(TorchFunctionMode):
 
 
 def empty_model(config: GPT2Config) -> GPT2:
-    """A model of that configuration whose weights have shapes but no memory, for `fill`."""
-    with torch.random.fork_rng(devices=[]), _WithoutWeights():
-        return GPT2(config)
+    """A model of that configuration whose weights have shapes but no memory, for `fill`.
+
+    Raises:
+        UserError: there can be no such model.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), _WithoutWeights():
+            return GPT2(config)
+    except (RuntimeError, OverflowError, MemoryError, TypeError) as error:  # TypeError: more than torch's whole numbers can say
+        sizes = ", ".join(f"{name} = {getattr(config, name)}" for name in ("vocab_size", "block_size", "n_embd"))
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{sizes}: a model of these sizes cannot be made ({reason}); give those of the weights") from error
+
+
+def check_layers(n_layer: Any, tensors: int) -> None:
+    """Refuse more layers than `tensors` tensors can be, before anything is made for each layer.
+
+    Raises:
+        UserError: there are more.
+    """
+    if isinstance(n_layer, int) and n_layer > tensors:
+        raise UserError(f"n_layer: {n_layer} layers are more than the {tensors} tensors of the weights can be; give those it has")
 
 
 def fill(model: GPT2, write: Callable[[str, Tensor], object]) -> GPT2:
@@ -48,8 +70,10 @@ def check_numbers(tensor: Tensor, where: Path, name: str) -> Tensor:
     Raises:
         UserError: it holds others.
     """
-    if not tensor.is_floating_point():
-        raise UserError(f"{where}: {name}: holds {tensor.dtype}; weights have to be fp32, fp16 or bf16")
+    plain = tensor.layout == torch.strided and not tensor.is_meta
+    if tensor.dtype not in NUMBERS or not plain:
+        found = tensor.dtype if plain else "no numbers, on the meta device" if tensor.is_meta else tensor.layout
+        raise UserError(f"{where}: {name}: holds {found}; weights have to be dense numbers in {', '.join(NUMBERS.values())}")
     low, high = tensor.aminmax()  # NaN if one number is; without a copy of the tensor
     if not (low.isfinite() and high.isfinite()):
         raise UserError(f"{where}: {name}: holds numbers that are not finite; the file is damaged, or training diverged")

@@ -11,12 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.model import GPT2, GPT2Config
-from gpt2_ablate.weights.build import check_numbers, empty_model, fill
-from gpt2_ablate.weights.tensors import open_tensors
+from gpt2_ablate.weights.build import check_layers, check_numbers, empty_model, fill
+from gpt2_ablate.weights.tensors import open_tensors, save_tensors
 
 CONFIG, WEIGHTS = "model.json", "model.safetensors"
 
@@ -29,10 +28,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
         UserError: `folder` holds something already, or cannot be written.
     """
     folder = Path(folder).resolve()
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{folder}: is there already, and is not an empty folder; give another one")
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise UserError(f"{folder}: is there already, and is not an empty folder; give another one")
         partial.mkdir(parents=True)
         yield partial
         partial.replace(folder)
@@ -68,9 +67,7 @@ def save_new_model(model: GPT2, folder: Path) -> None:
 def _write(model: GPT2, folder: Path) -> None:
     partial = folder / ".partial"
     try:
-        save_file({name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}, partial)
-        os.umask(mask := os.umask(0))
-        partial.chmod(0o666 & ~mask)  # safetensors makes it the owner's alone
+        save_tensors({name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}, partial)
         partial.replace(folder / WEIGHTS)
         partial.write_text(json.dumps(asdict(model.config), indent=1) + "\n")
         partial.replace(folder / CONFIG)
@@ -84,20 +81,22 @@ def load_model(folder: Path) -> GPT2:
     """Read a model that `save_model` wrote, in evaluation mode.
 
     Raises:
-        UserError: a file is missing or broken, or the weights are not finite, or not those of the configuration.
+        UserError: a file is missing or broken (weights have checksums), or the weights are not finite, or not those of the
+            configuration.
     """
     weights, config = folder / WEIGHTS, folder / CONFIG
     for file in (config, weights):
-        if not file.exists():
+        if not file.is_file():
             raise UserError(
                 f"{folder}: there is no {file.name}; give the folder of a finished run, as checkpoints/cpu/rope/seed-0"
             )
+    tensors = open_tensors(weights)
     try:
         fields = json.loads(config.read_text())
+        check_layers(fields.get("n_layer"), len(tensors.shapes))
         model = empty_model(GPT2Config(**fields))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{config}: is no configuration of a model ({error}); train it again, or give another folder") from error
-    tensors = open_tensors(weights)
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
     for name in sorted(wanted.keys() | tensors.shapes.keys()):
         if tensors.shapes.get(name) != wanted.get(name):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from gpt2_ablate.errors import UserError
@@ -15,16 +17,24 @@ KINDS = (
 )
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
+STALE_SECONDS = 600  # after which nobody writes to a part of a file any more: connections time out far earlier
+
 
 def hub_name(source: str) -> str | None:
-    """owner/name of a model on the hub, if `source` can be one: `gpt2-xl` and its like are openai-community's."""
+    """owner/name of a model on the hub, if `source` can be one: `gpt2-xl` and its like are openai-community's.
+
+    What starts with checkpoints/ is a path, where models are kept here.
+    """
     if source in SIZES:
         return f"openai-community/{source}"
-    return source if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source) else None
+    return source if re.fullmatch(r"(?!checkpoints/)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source) else None
 
 
 def fetch(source: str, download: bool = True) -> Path:
     """The weights file (or the index of the shards) of a model on the hub; config.json lies beside it.
+
+    A connection that breaks is taken up where it broke. A download that was killed starts anew, as the library cannot find
+    its part again; the part is removed.
 
     Args:
         download: False looks into the local cache only.
@@ -34,11 +44,19 @@ def fetch(source: str, download: bool = True) -> Path:
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.utils.logging import set_verbosity_error
 
+    by_hand = "copy config.json and model.safetensors of openai-community/gpt2 into a folder, as checkpoints/gpt2, and give that"
     name = hub_name(source)
     if name is None:
-        raise UserError(f"{source}: is no file or folder here, and can be no model on the hub; give for example gpt2")
-    by_hand = "copy config.json and model.safetensors of openai-community/gpt2 into a folder, as checkpoints/gpt2, and give that"
+        of_a_run = re.search(r"(^|/)checkpoints/[^/]+/[^/]+", source)  # checkpoints/<preset>/<variant>/seed-<n>
+        train = "train it with make ablate-all, or " if of_a_run else ""
+        raise UserError(
+            f"{source}: is no file or folder here, and can be no model on the hub; {train}give for example gpt2, or {by_hand}"
+        )
+    set_verbosity_error()  # what it says of each attempt, our one line says at the end
+    if download:
+        _remove_parts(name)
     for patterns in KINDS:
         try:
             folder = Path(snapshot_download(name, allow_patterns=["config.json", *patterns], local_files_only=not download))
@@ -54,3 +72,14 @@ def fetch(source: str, download: bool = True) -> Path:
             if (folder / file).exists():
                 return folder / file
     raise UserError(f"{source}: {name} has no weights that can be read; it needs one of {', '.join(FILES)}")
+
+
+def _remove_parts(name: str) -> None:
+    """Remove what killed downloads of this model have left in the cache for good."""
+    from huggingface_hub import constants
+
+    blobs = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "blobs")
+    for part in blobs.glob("*.incomplete"):
+        with suppress(OSError):
+            if time.time() - part.stat().st_mtime > STALE_SECONDS:
+                part.unlink()

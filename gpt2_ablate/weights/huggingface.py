@@ -7,7 +7,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from gpt2_ablate.errors import UserError
@@ -16,6 +15,7 @@ from gpt2_ablate.weights.architectures import ARCHITECTURES, Architecture
 from gpt2_ablate.weights.card import model_card
 from gpt2_ablate.weights.folder import new_folder
 from gpt2_ablate.weights.surgery import convert
+from gpt2_ablate.weights.tensors import save_tensors
 from gpt2_ablate.weights.tokenizer import write_tokenizer
 
 # What every architecture has, or what makes no other function.
@@ -41,7 +41,7 @@ def export_huggingface(model: GPT2, folder: str | Path, record: dict[str, Any] |
         model = convert(model, replace(model.config, rope_interleaved=False))
     settings = architecture.settings(model.config)
     with new_folder(Path(folder)) as out:
-        save_file(_renamed(model, architecture), out / "model.safetensors", metadata={"format": "pt"})
+        save_tensors(_renamed(model, architecture), out / "model.safetensors", format="pt")
         _write_json(out / "config.json", settings)
         ends = {key: settings[key] for key in ("bos_token_id", "eos_token_id")}
         _write_json(out / "generation_config.json", {"_from_model_config": True, **ends})

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from gpt2_ablate.errors import UserError
-from gpt2_ablate.model import GPT2, GPT2Config
+from gpt2_ablate.model import GPT2
 from gpt2_ablate.weights import hub
 from gpt2_ablate.weights.architectures import ARCHITECTURES, Architecture
-from gpt2_ablate.weights.build import check_numbers, empty_model, fill
+from gpt2_ablate.weights.build import check_layers, check_numbers, empty_model, fill
 from gpt2_ablate.weights.folder import CONFIG, load_model
 from gpt2_ablate.weights.tensors import Tensors, open_tensors
 
@@ -27,6 +27,10 @@ def load_pretrained(source: str | Path, download: bool = True) -> GPT2:
 
     Memory peaks at little more than the weights: they are read one by one into the place where they stay. Dropout is a
     matter of training, not of weights: it is 0 unless a model.json of ours says otherwise.
+
+    A flipped bit is refused where the file can be checked: what we wrote (folders of ours and exports) has checksums, as
+    have PyTorch files that are zip files; a file in the cache of the hub is named by its sha256. In other files, as
+    safetensors of others or PyTorch files from before torch 1.6, it cannot be told.
 
     Args:
         source: one of
@@ -56,7 +60,7 @@ def load_pretrained(source: str | Path, download: bool = True) -> GPT2:
 
 def _choose(folder: Path) -> Path:
     """The one thing in a folder that can be loaded."""
-    kinds = {name: folder / name for name in (CONFIG, *hub.FILES) if (folder / name).exists()}
+    kinds = {name: folder / name for name in (CONFIG, *hub.FILES) if (folder / name).is_file()}
     if CONFIG in kinds and not (folder / "config.json").exists():
         kinds.pop("model.safetensors", None)  # the weights of our own form
     if (folder / "checkpoint").is_file():
@@ -84,10 +88,13 @@ def _load_file(file: Path) -> GPT2:
             f"{', '.join(ARCHITECTURES)}"
         )
     try:
+        for key in ("n_layer", "num_hidden_layers"):
+            check_layers(settings.get(key), len(tensors.shapes))
         config = architecture.read(settings)
+        model = empty_model(config)
     except (UserError, TypeError) as error:  # TypeError: words where numbers should be
         raise UserError(f"{said_by}: {error}") from error
-    return _build(config, architecture, tensors, named)
+    return _fill(model, architecture, tensors, named)
 
 
 def _settings(file: Path) -> tuple[dict[str, Any] | None, Path]:
@@ -98,7 +105,7 @@ def _settings(file: Path) -> tuple[dict[str, Any] | None, Path]:
         return None, file
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not whole JSON ({error}); fetch or write it anew") from error
     if not isinstance(settings, dict):
         raise UserError(f"{path}: should be a JSON object with the sizes of the model")
@@ -109,8 +116,13 @@ def _settings(file: Path) -> tuple[dict[str, Any] | None, Path]:
 
 def _without_prefix(tensors: Tensors) -> dict[str, str]:
     """Names without what a language model's class puts in front (transformer. or model.) -> names in the file."""
-    prefixes = tuple(architecture.prefix for architecture in ARCHITECTURES.values())
-    return {re.sub(f"^({'|'.join(map(re.escape, prefixes))})", "", name): name for name in tensors.shapes}
+    prefixes = "|".join(re.escape(architecture.prefix) for architecture in ARCHITECTURES.values())
+    named: dict[str, str] = {}
+    for name in tensors.shapes:
+        other = named.setdefault(re.sub(f"^({prefixes})", "", name), name)
+        if other != name:
+            raise UserError(f"{tensors.where}: holds both {other} and {name}, two names of one weight; leave one of them out")
+    return named
 
 
 def _infer(tensors: Tensors, named: dict[str, str]) -> dict[str, Any]:
@@ -132,7 +144,8 @@ def _infer(tensors: Tensors, named: dict[str, str]) -> dict[str, Any]:
             "n_layer": max(layers, default=-1) + 1}  # fmt: skip
 
 
-def _build(config: GPT2Config, architecture: Architecture, tensors: Tensors, named: dict[str, str]) -> GPT2:
+def _fill(model: GPT2, architecture: Architecture, tensors: Tensors, named: dict[str, str]) -> GPT2:
+    config = model.config
     unused = {name for name in named if not re.fullmatch(architecture.buffers, name)}
 
     def stored(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -149,18 +162,33 @@ def _build(config: GPT2Config, architecture: Architecture, tensors: Tensors, nam
     def write(name: str, weight: Tensor) -> None:
         shape = tuple(weight.shape)
         place = architecture.place(name, shape, config)
-        for piece, rows in zip(place.names, weight.split(place.rows), strict=True):
-            rows.copy_(stored(piece, tuple(rows.shape[::-1])).t() if place.transposed else stored(piece, tuple(rows.shape)))
+        if name == "embedding.weight":
+            _keep(weight, stored(place.names[0], shape), tensors)
+        else:
+            for piece, rows in zip(place.names, weight.split(place.rows), strict=True):
+                rows.copy_(stored(piece, tuple(rows.shape[::-1])).t() if place.transposed else stored(piece, tuple(rows.shape)))
         if name == "embedding.weight" and architecture.head in named:
             _check_head(weight, stored(architecture.head, shape), tensors, architecture.head)
 
-    model = fill(empty_model(config), write)
+    fill(model, write)
     if unused:
         raise UserError(
             f"{tensors.where}: {min(unused)}: is no tensor of a {architecture.model_type} with {config.n_layer} layers; "
             "the weights are another model's"
         )
     return model
+
+
+def _keep(weight: Tensor, read: Tensor, tensors: Tensors) -> None:
+    """Give the embedding, the largest weight, its numbers without a copy, if it can have the memory that was read.
+
+    Only the head may share that memory, and is not kept: all other weights are copied.
+    """
+    whole = read.is_contiguous() and read.untyped_storage().nbytes() == weight.nbytes
+    if whole and read.dtype == weight.dtype and tensors.own:
+        weight.set_(read)  # type: ignore[call-overload]
+    else:
+        weight.copy_(read)
 
 
 def _check_head(embedding: Tensor, head: Tensor, tensors: Tensors, name: str) -> None:

@@ -1,13 +1,17 @@
 """Named tensors on disk, read one at a time: safetensors, PyTorch and TensorFlow files, whole or in shards.
 
-Nothing in such a file is ever run: safetensors hold numbers alone, and of a pickle torch takes numbers alone.
+Nothing in such a file is ever run: safetensors hold numbers alone, and of a pickle torch takes numbers alone. What we write
+has a checksum of each tensor, which is compared when it is read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,11 +19,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from gpt2_ablate.errors import UserError
 
-MAPPED_BYTES = 2**26  # of a mapped file that may lie in memory beside the model
+MAPPED_BYTES = 2**25  # of a mapped file that may lie in memory beside the model
+CHECKSUMS = "sha256"  # key of the metadata: JSON, name -> digest of the tensor's bytes
 
 _ADVICE = "fetch or write it anew, or give another file"
 
@@ -31,12 +37,30 @@ class Tensors:
     Attributes:
         where: the file or folder, for messages.
         shapes: of each tensor by its name.
-        read: name -> that tensor in the number format of the file, to be copied from and let go.
+        read: name -> that tensor in the number format of the file, once: to be copied from and let go.
+        own: a tensor that was read need not be let go: its memory is not the file's, but may be shared with other tensors.
     """
 
     where: Path
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], Tensor]
+    own: bool = False
+
+
+def save_tensors(tensors: dict[str, Tensor], file: Path, **metadata: str) -> None:
+    """Write a .safetensors file with checksums. Without other metadata, which come in any order, equal tensors are equal files.
+
+    Raises:
+        OSError, SafetensorError: the file cannot be written.
+    """
+    digests = {name: _digest(x) for name, x in tensors.items()}
+    save_file(tensors, file, {**metadata, CHECKSUMS: json.dumps(digests, sort_keys=True)})
+    os.umask(mask := os.umask(0))
+    file.chmod(0o666 & ~mask)  # safetensors makes it the owner's alone
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
 
 
 def open_tensors(file: Path) -> Tensors:
@@ -49,7 +73,20 @@ def open_tensors(file: Path) -> Tensors:
         return open_tensorflow(file)
     if file.name.endswith(".index.json"):
         return open_shards(file)
+    _check_blob(file)
     return open_safetensors(file) if file.suffix == ".safetensors" else open_pickle(file)
+
+
+def _check_blob(file: Path) -> None:
+    """In the cache of the hub a large file's real name is its sha256."""
+    try:
+        blob = file.resolve()
+        if file.is_symlink() and re.fullmatch("[0-9a-f]{64}", blob.name):
+            with blob.open("rb") as opened:
+                if hashlib.file_digest(opened, "sha256").hexdigest() != blob.name:
+                    raise UserError(f"{file}: is damaged, its sha256 is not {blob.name}; delete {blob} and fetch it anew")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({_line(error)}); {_ADVICE}") from error
 
 
 def open_safetensors(file: Path) -> Tensors:
@@ -57,45 +94,78 @@ def open_safetensors(file: Path) -> Tensors:
     try:
         opened = safe_open(file, framework="pt", backend="pread")  # read, not mapped: the memory is the tensor's own
         shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+        digests = _digests(file, opened.metadata())
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file}: cannot be read ({_line(error)}); {_ADVICE}") from error
 
     def read(name: str) -> Tensor:
         try:
-            return opened.get_tensor(name)
+            tensor = opened.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{file}: {name}: cannot be read ({_line(error)}); {_ADVICE}") from error
+        if digests is not None and digests.get(name) != _digest(tensor):
+            raise UserError(f"{file}: {name}: is damaged, its sha256 is not the one in the file's metadata; {_ADVICE}")
+        return tensor
 
-    return Tensors(file, shapes, read)
+    return Tensors(file, shapes, read, own=True)
+
+
+def _digests(file: Path, metadata: dict[str, str] | None) -> dict[str, str] | None:
+    """name -> digest, if the file has checksums."""
+    text = (metadata or {}).get(CHECKSUMS)
+    if text is None:
+        return None
+    try:
+        return dict(json.loads(text).items())
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{file}: is damaged, {CHECKSUMS} in its metadata is no list of checksums; {_ADVICE}") from error
 
 
 def open_pickle(file: Path) -> Tensors:
     """A state dict written by `torch.save`; one that holds more than numbers is refused unread.
 
-    It is mapped, not read whole. Only files older than torch 1.6 cannot be mapped.
+    It is mapped, not read whole. Only files older than torch 1.6 cannot be mapped: each of their tensors is handed out once.
     """
-    mapped = zipfile.is_zipfile(file)
+    mapped = _is_whole_zip(file)
     tensors = _load_pickle(file, mapped)
+    shapes = {name: tuple(x.shape) for name, x in tensors.items()}
     touched = 0
 
     def read(name: str) -> Tensor:
         nonlocal tensors, touched
-        if mapped and touched > MAPPED_BYTES:  # a new mapping lets go of the pages that have been read
-            tensors, touched = _load_pickle(file, mapped), 0
-        touched += tensors[name].nbytes
-        return tensors[name]
+        tensors = tensors or _load_pickle(file, mapped)
+        tensor = tensors.pop(name)
+        touched += tensor.numel() * tensor.itemsize
+        if mapped and touched > MAPPED_BYTES:  # the pages that have been read go with the mapping, and that with its last tensor
+            tensors, touched = {}, 0
+        return tensor
 
-    return Tensors(file, {name: tuple(x.shape) for name, x in tensors.items()}, read)
+    return Tensors(file, shapes, read, own=not mapped)
+
+
+def _is_whole_zip(file: Path) -> bool:
+    """Whether this is a zip file, whose checksums are compared, and not the older format, which has none."""
+    try:
+        if not zipfile.is_zipfile(file):
+            return False
+        with zipfile.ZipFile(file) as opened:
+            damaged = opened.testzip()
+    except Exception as error:  # of a broken table of contents zipfile says so in many ways
+        raise UserError(f"{file}: is damaged ({_line(error)}); {_ADVICE}") from error
+    if damaged is not None:
+        raise UserError(f"{file}: is damaged, the checksum of {damaged} in it is another; {_ADVICE}")
+    return True
 
 
 def _load_pickle(file: Path, mapped: bool) -> dict[str, Tensor]:
     try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+        with warnings.catch_warnings(action="ignore"):  # of what is refused below
+            tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise UserError(f"{file}: holds more than numbers, or is damaged, and is not run; give a .safetensors file") from error
     except Exception as error:  # torch names a broken file by half a dozen exceptions, not all of them telling
         raise UserError(f"{file}: is not a file of tensors ({type(error).__name__}); {_ADVICE}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(x, Tensor) for x in tensors.values()):
+    if not isinstance(tensors, dict) or not all(isinstance(x, Tensor) and not x.is_nested for x in tensors.values()):
         raise UserError(f"{file}: is not a state dict, a mapping from names to tensors; save model.state_dict() and give that")
     return {str(name): x.detach() for name, x in tensors.items()}
 
@@ -105,9 +175,9 @@ def open_shards(index: Path) -> Tensors:
     try:
         shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(shard_of.values()))
-        if any(Path(name).name != name for name in names):
-            raise ValueError("a shard outside of its folder")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if any(Path(name).name != name or name.endswith(".index.json") for name in names):
+            raise ValueError("a shard outside of its folder, or another index")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index}: is not an index of shards ({_line(error)}); {_ADVICE}") from error
     for name in names:
         if not (index.parent / name).is_file():
@@ -117,7 +187,8 @@ def open_shards(index: Path) -> Tensors:
         if tensor not in shards[shard].shapes:
             raise UserError(f"{index}: {tensor}: is not in {shard}, where the index has it; {_ADVICE}")
     shapes = {tensor: shards[shard].shapes[tensor] for tensor, shard in shard_of.items()}
-    return Tensors(index, shapes, lambda tensor: shards[shard_of[tensor]].read(tensor))
+    own = all(shard.own for shard in shards.values())
+    return Tensors(index, shapes, lambda tensor: shards[shard_of[tensor]].read(tensor), own)
 
 
 def open_tensorflow(folder: Path) -> Tensors:

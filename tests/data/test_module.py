@@ -74,6 +74,19 @@ def test_a_context_that_does_not_fit_is_refused_without_a_trainer(text, refused,
         module.check()
 
 
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_text_that_is_too_short_is_refused_by_its_split(tmp_path, refused, split):
+    module = data(str(write(tmp_path, **{"train": words(500), "validation": words(100), "test": words(100), split: words(4)})))
+    with refused(f"{split}: ", "block_size: 16"):
+        module.check()
+
+
+def test_a_corpus_without_a_test_text_needs_none(tmp_path):
+    module = data(str(write(tmp_path, train=words(500), validation=words(100))))
+    assert "test" not in module.splits
+    module.check()
+
+
 def test_bytes_per_token_are_those_of_the_validation_text(text):
     module = data(text)
     ids = module.splits["validation"].ids

@@ -1,7 +1,5 @@
 """What the benchmark measures, at sizes that take no time: the numbers are there, positive, and belong together."""
 
-import time
-
 import pytest
 import torch
 
@@ -29,9 +27,19 @@ class TestTurns:
         seconds = turns.take_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, CPU, rounds=3, warm_up=1)
         assert order == ["a", "b"] * 4 and {name: len(s) for name, s in seconds.items()} == {"a": 3, "b": 3}
 
-    def test_what_takes_longer_is_slower_by_as_much(self):
-        seconds = turns.take_turns({"fast": lambda: time.sleep(0.01), "slow": lambda: time.sleep(0.03)}, CPU, rounds=5)
-        assert turns.ratio(seconds["fast"], seconds["slow"])["median"] == pytest.approx(3, rel=0.3)
+    def test_what_takes_longer_is_slower_by_as_much(self, monkeypatch):
+        now = [0.0]
+
+        def lasting(seconds):
+            def turn():
+                now[0] += seconds
+
+            return turn
+
+        monkeypatch.setattr("gpt2_ablate.evaluation.turns.time.perf_counter", lambda: now[0])
+        seconds = turns.take_turns({"fast": lasting(1.0), "slow": lasting(3.0)}, CPU, rounds=5)
+        assert seconds == {"fast": 5 * [1.0], "slow": 5 * [3.0]}
+        assert turns.ratio(seconds["fast"], seconds["slow"])["median"] == 3.0
 
     def test_a_ratio_is_taken_within_rounds(self):
         """A machine that slows down by ten half-way changes no ratio."""
@@ -47,6 +55,10 @@ class TestTheOtherSide:
         config = GPT2Config(**fields)
         ours = {tuple(sorted(p.shape)) for p in GPT2(config).parameters()}
         assert theirs.build(config).num_parameters() == sum(p.numel() for p in GPT2(config).parameters()) and ours
+
+    def test_it_is_the_same_function_where_heads_are_few(self, fields):
+        config = GPT2Config(**{**fields, "n_kv_head": 1})
+        assert theirs.build(config).num_parameters() == sum(p.numel() for p in GPT2(config).parameters())
 
     def test_steps_are_timed_side_by_side(self, fields):
         told = Told()

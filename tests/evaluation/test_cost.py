@@ -370,3 +370,9 @@ class TestAddedParts:
             forward_flops_per_token(small(mlp="cost_strange"), 20)
         (record,) = caplog.records
         assert "aten::tensordot" in record.getMessage()
+
+
+def test_a_kernel_that_cannot_run_where_flops_are_counted_does_not_matter():
+    config = GPT2Config(**SMALL, window=WINDOW)
+    forced = GPT2Config(**SMALL, window=WINDOW, kernel="flex")
+    assert forward_flops_per_token(forced, 64) == forward_flops_per_token(config, 64)

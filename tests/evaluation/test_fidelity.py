@@ -84,9 +84,7 @@ def no_last_norm(model):
 
 def norm_behind(model):
     for block in model.blocks:
-        block.forward = lambda x, *rest, b=block: (
-            (lambda y: b.norm_2(y + b.mlp(y)))(b.norm_1(x + b.attention(x, *rest)))
-        )  # fmt: skip
+        block.forward = lambda x, *rest, b=block: (lambda y: b.norm_2(y + b.mlp(y)))(b.norm_1(x + b.attention(x, *rest)))
 
 
 def keys_and_values_exchanged(model):
@@ -124,6 +122,32 @@ def test_a_gradient_that_is_missing_or_wrong_fails_and_is_named(pair):
     pair.model.get_parameter("positions.table.weight").requires_grad_(False)
     check = fidelity.gradients(pair)
     assert check.passed is False and "wpe" in check.found and "inf" in check.found
+
+
+def spoilt(output):
+    """The same, with one number that is none."""
+    output = output.clone()
+    output.view(-1)[-1] = math.nan
+    return output
+
+
+@pytest.mark.parametrize("step", [fidelity.hidden_states, fidelity.logits, fidelity.exact_logits])
+@pytest.mark.parametrize("side", ["model", "reference"])
+def test_a_number_that_is_none_fails(pair, step, side):
+    model, reference = pair.model, pair.reference.transformer
+    norms = {"model": [model.blocks[2].norm_1, model.norm], "reference": [reference.h[2].ln_1, reference.ln_f]}[side]
+    for norm in norms:  # amid the layers, where what came before is right
+        norm.register_forward_hook(lambda module, inputs, output: spoilt(output))
+    check = step(pair)
+    assert check.passed is False and "nan" in check.found
+
+
+@pytest.mark.parametrize("side", ["model", "reference"])
+def test_a_gradient_with_a_number_that_is_none_fails_and_is_named(pair, side):
+    name = {"model": "blocks.1.mlp.input.weight", "reference": "transformer.h.1.mlp.c_fc.weight"}[side]
+    getattr(pair, side).get_parameter(name).register_hook(spoilt)
+    check = fidelity.gradients(pair)
+    assert check.passed is False and "h.1.mlp.c_fc.weight" in check.found and "nan" in check.found
 
 
 def test_gradients_leave_nothing_behind(pair):
@@ -256,7 +280,7 @@ class TestOpening:
 
 
 class TestReport:
-    ENVIRONMENT = {"hardware": "a machine", "packages": {"torch": "2"}}
+    ENVIRONMENT = {"hardware": "a machine", "packages": {"torch": "2", "transformers": "5"}}
 
     def shown(self, pair):
         console = Console(record=True, width=200)
@@ -269,7 +293,7 @@ class TestReport:
         assert passed(checks) and "FAILED" not in text + report and "all 7 checks" in report
         for check in checks:
             assert check.name in text and f"| {check.name} | {check.found} |" in report
-        assert "a machine" in report and "random, seed 0" in report and "- transformers: " in report
+        assert "a machine" in report and "random, seed 0" in report and report.count("- transformers: 5") == 1
 
     def test_what_was_not_checked_is_no_pass(self, pair):
         checks, text = self.shown(pair)

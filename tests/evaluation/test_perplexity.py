@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from gpt2_ablate.errors import UserError
-from gpt2_ablate.evaluation.perplexity import Score, score
+from gpt2_ablate.evaluation.perplexity import Score, perplexity, score
 from gpt2_ablate.model import GPT2, GPT2Config
 
 V, T = 97, 16
@@ -110,5 +110,6 @@ def test_units():
     assert found.bits_per_byte(4.0) == pytest.approx(2 / math.log(2) / 4)
 
 
-def test_a_hopeless_model_has_an_infinite_perplexity():
-    assert Score(1e5, np.array([1e5])).perplexity == math.inf
+@pytest.mark.parametrize(("loss", "expected"), [(0.0, 1.0), (2.0, math.e**2), (1e5, math.inf), (math.inf, math.inf)])
+def test_a_perplexity_is_the_exponential_of_a_loss_however_large(loss, expected):
+    assert perplexity(loss) == Score(loss, np.array([loss])).perplexity == pytest.approx(expected)

@@ -80,6 +80,7 @@ def test_the_mark_between_documents_can_be_the_prompt():
         (dict(seed=2**63), ("seed", 2**63)),
         (dict(tokens=-1), ("max_new_tokens", -1)),
         (dict(temperature=-1.0), ("temperature", -1.0)),
+        (dict(temperature=float("inf")), ("temperature", "inf")),
         (dict(top_p=0.0), ("top_p", 0.0)),
         (dict(top_k=0), ("top_k", 0)),
         (dict(prompt=""), ("prompt",)),
@@ -90,6 +91,16 @@ def test_the_mark_between_documents_can_be_the_prompt():
 def test_bad_values_are_refused_at_once(refused, arguments, words):
     with refused(*words):
         continuation(model(), **{**dict(prompt="the king", tokens=5), **arguments})
+
+
+@pytest.mark.parametrize(
+    ("changes", "tokens", "words"),
+    [(dict(kernel="sliding"), 5, ("kernel", "sliding")), (dict(positions="rotary"), 10**14, ("max_new_tokens", 10**14))],
+    ids=str,
+)
+def test_what_cannot_run_here_is_refused_at_once(refused, changes, tokens, words):
+    with refused(*words):
+        continuation(model(**changes), "the king", tokens)
 
 
 def test_another_vocabulary_is_refused(refused):

@@ -10,6 +10,7 @@ import transformers
 from gpt2_ablate.evaluation.fidelity import renamed
 from gpt2_ablate.evaluation.strided import TextScore, read_text, score_text, strided_loss
 from gpt2_ablate.model import GPT2, GPT2Config
+from gpt2_ablate.weights import export_huggingface
 
 V, T = 97, 32
 
@@ -39,6 +40,11 @@ def documented(model, ids, max_length, stride):
     )
     reference = transformers.GPT2LMHeadModel(config).eval()
     reference.load_state_dict(renamed(dict(model.named_parameters())), strict=False)
+    return documented_of(reference, ids, max_length, stride)
+
+
+def documented_of(reference, ids, max_length, stride):
+    """The same of a model of transformers."""
     total = exact = count = exact_count = 0
     end_before, size = 0, len(ids)
     for begin in range(0, size, stride):
@@ -150,6 +156,29 @@ def test_progress_sees_all_windows():
 def test_what_does_not_fit_is_refused(refused, n, window, stride, words):
     with refused(*words):
         strided_loss(model(), text(n), window, stride)
+
+
+@pytest.mark.parametrize(
+    ("variant", "architecture"),
+    [
+        ({}, "GPT2LMHeadModel"),
+        (dict(n_kv_head=1), "GPTBigCodeForCausalLM"),
+        (dict(positions="rotary", n_kv_head=2, window=6), "Starcoder2ForCausalLM"),
+    ],
+    ids=str,
+)
+def test_an_exported_model_has_the_same_perplexity_on_a_text_file(tmp_path, variant, architecture):
+    """By its own tokenizer, and by the procedure of the documentation."""
+    own, file = model(vocab_size=50257, n_head=4, **variant), tmp_path / "a.txt"
+    file.write_text("First Citizen:\nBefore we proceed any further, hear me speak. «Ünïcödé» 🙂\n" * 9, encoding="utf-8")
+    export_huggingface(own, tmp_path / "out")
+    reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert type(reference).__name__ == architecture
+    for stride in (T, T // 2, 11):
+        score = score_text(own, read_text(file), T, stride)
+        _, exact, count = documented_of(reference, torch.tensor(tokenizer(read_text(file)).input_ids), T, stride)
+        assert score.perplexity == pytest.approx(exact, rel=1e-4) and score.predicted == count > 200
 
 
 def test_units():

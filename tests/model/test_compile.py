@@ -7,6 +7,14 @@ from .test_long import PATTERNS
 from .tiny import close, tiny_model, tokens
 
 
+def test_nothing_breaks_the_graph_where_documents_are_kept_apart():
+    torch.compiler.reset()
+    model, text = tiny_model(positions="rotary"), tokens(2, 32)
+    documents = (torch.arange(32) > 11).long().expand(2, -1)
+    compiled = torch.compile(model, dynamic=False, backend="aot_eager", fullgraph=True)
+    close(compiled(text, documents=documents), model(text, documents=documents), 1e-5)
+
+
 @pytest.mark.parametrize(
     ("pattern", "precision"), [("none", "fp32"), ("global", "fp32"), ("alternating", "bf16"), ("all", "bf16")]
 )

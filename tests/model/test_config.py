@@ -113,3 +113,9 @@ def test_a_config_cannot_be_changed_into_a_bad_one():
         config.n_layer = 0
     with pytest.raises(UserError, match="n_layer"):
         dataclasses.replace(config, n_layer=0)
+
+
+def test_arguments_without_names_are_in_the_order_that_others_rely_on():
+    assert GPT2Config(97, 32, 2, 4, 32, 2, "rotary", 8, 0.1) == GPT2Config(
+        vocab_size=97, block_size=32, n_layer=2, n_head=4, n_embd=32, n_kv_head=2, positions="rotary", window=8, dropout=0.1
+    )

@@ -5,6 +5,7 @@ import torch
 
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.model import generate
+from gpt2_ablate.model.generate import stream
 
 from .tiny import V, each_kv_heads, each_variant, each_window, refusal, tiny_model, tokens
 
@@ -29,6 +30,16 @@ def test_greedy_is_the_uncached_argmax_loop(variant, T):
     text = generate(model, prompt, 18, temperature=0)
     assert torch.equal(text, greedy(model, prompt, 18))
     assert (text[:, T:] != text[:, T : T + 1]).any()  # not the same token over and over
+
+
+@each_variant
+def test_sampling_is_the_uncached_loop(variant):
+    """Each token from a fresh reading of the whole text, by the same random numbers."""
+    model, text, uncached = tiny_model(**variant), tokens(3, 5), seeded()
+    expected = text
+    for _ in range(20):
+        expected = generate(model, expected, 1, 0.9, 40, uncached, top_p=0.9)
+    assert torch.equal(generate(model, text, 20, 0.9, 40, seeded(), top_p=0.9), expected)
 
 
 @each_variant
@@ -72,6 +83,20 @@ def test_with_a_generator_the_global_random_numbers_are_left_alone():
 def test_the_best_of_one_is_greedy(variant):
     model, prompt = tiny_model(**variant), tokens(3, 4)
     assert torch.equal(generate(model, prompt, 20, top_k=1), generate(model, prompt, 20, temperature=0))
+
+
+@pytest.mark.parametrize("arguments", [dict(temperature=t) for t in (1e-6, 1e-30, 1e-45, 1e-320)] + [dict(top_p=1e-300)], ids=str)
+@pytest.mark.parametrize("top_k", [None, 5])
+def test_hardly_any_temperature_and_hardly_any_probability_are_greedy(arguments, top_k):
+    model, prompt = tiny_model(), tokens(3, 4)
+    assert torch.equal(generate(model, prompt, 20, top_k=top_k, **arguments), generate(model, prompt, 20, temperature=0))
+
+
+@pytest.mark.parametrize("top_k", [None, 5])
+def test_the_highest_temperature_makes_all_tokens_alike(top_k):
+    drawn = generate(tiny_model(), tokens(1, 3).expand(1000, -1), 1, 1e308, top_k, seeded())[:, -1]
+    shares = drawn.bincount(minlength=V).float() / 1000
+    assert (shares > 0).sum() == (top_k or V) and shares.max() < 0.05 + (0.2 if top_k else 0)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -144,7 +169,11 @@ def test_generated_text_is_ordinary_text():
     ("arguments", "field", "value"),
     [
         (dict(max_new_tokens=-1), "max_new_tokens", "-1"),
+        (dict(max_new_tokens=10**14), "max_new_tokens", "100000000000000"),
+        (dict(max_new_tokens=10**30), "max_new_tokens", "1" + 30 * "0"),
         (dict(max_new_tokens=3, temperature=-0.5), "temperature", "-0.5"),
+        (dict(max_new_tokens=3, temperature=float("inf")), "temperature", "inf"),
+        (dict(max_new_tokens=3, temperature=float("nan")), "temperature", "nan"),
         (dict(max_new_tokens=3, top_k=0), "top_k", "0"),
         (dict(max_new_tokens=3, top_k=-2), "top_k", "-2"),
     ],
@@ -152,8 +181,27 @@ def test_generated_text_is_ordinary_text():
 )
 def test_a_bad_argument_is_refused_by_name(arguments, field, value):
     with pytest.raises(UserError) as raised:
-        generate(tiny_model(), tokens(1, 3), **arguments)
+        generate(tiny_model(positions="rotary"), tokens(1, 3), **arguments)
     assert refusal(raised).startswith(f"{field}:") and value in refusal(raised)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "changes", "T"),
+    [("flex", {}, 5), ("sliding", {}, 5), ("causal", dict(window=(None, 6)), 12)],
+    ids=str,
+)
+def test_a_kernel_that_cannot_run_is_refused_before_the_first_token_is_asked_for(kernel, changes, T):
+    with pytest.raises(UserError) as raised:
+        stream(tiny_model(**changes, kernel=kernel), tokens(1, T), 3)
+    assert refusal(raised).startswith(f"kernel: {kernel}")
+
+
+def test_a_kernel_that_can_run_is_not_refused():
+    """By what it is asked to read first, the prompt."""
+    model = tiny_model(window=6)
+    for kernel, T in (("causal", 6), ("sliding", 12), ("reference", 12)):
+        forced = tiny_model(window=6, kernel=kernel)
+        assert torch.equal(generate(forced, tokens(2, T), 15, 0), generate(model, tokens(2, T), 15, 0))
 
 
 def test_an_empty_prompt_is_refused():

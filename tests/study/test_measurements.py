@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from gpt2_ablate.study import measurements
 from gpt2_ablate.study.measurements import earlier, key_of
 
 CONFIGS = {"baseline": {"n_layer": 2}, "rope": {"n_layer": 2, "positions": "rotary"}}
@@ -26,6 +27,19 @@ def test_other_models_and_other_batches_are_measured_anew(tmp_path):
     file = written(tmp_path, {"key": key_of(CONFIGS, 2), "variants": FOUND})
     assert earlier(file, CONFIGS, 4) is None
     assert earlier(file, {**CONFIGS, "gqa": {}}, 2) is None
+
+
+def test_a_default_that_is_said_is_the_same_model(tmp_path):
+    file = written(tmp_path, {"key": key_of(CONFIGS, 2), "variants": FOUND})
+    assert earlier(file, {**CONFIGS, "baseline": {"n_layer": 2, "window": None}}, 2) == FOUND
+
+
+@pytest.mark.parametrize("changed", [{"hardware": "another"}, {"git_commit": "another"}, {"packages": {"torch": "another"}}])
+def test_another_machine_or_other_code_is_measured_anew(tmp_path, monkeypatch, changed):
+    file = written(tmp_path, {"key": key_of(CONFIGS, 2), "variants": FOUND})
+    here = measurements.environment()
+    monkeypatch.setattr(measurements, "environment", lambda: {**here, **changed})
+    assert earlier(file, CONFIGS, 2) is None
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,7 @@ WRONG = {
     "seeds that are one number": (in_preset("seeds", 3), "tiny.yaml", "seeds"),
     "no seeds": (in_preset("seeds", []), "tiny.yaml", "seeds"),
     "a negative seed": (in_preset("seeds", [0, -1]), "tiny.yaml", "-1"),
+    "a seed that is too large": (in_preset("seeds", [0, 2**32]), "tiny.yaml", "from 0 to 4294967295"),
     "a seed between": (in_preset("seeds", [0.5]), "tiny.yaml", "0.5"),
     "a seed that is a word": (in_preset("seeds", ["first"]), "tiny.yaml", "first"),
     "a seed that is true": (in_preset("seeds", [True]), "tiny.yaml", "True"),
@@ -271,13 +272,13 @@ class TestRefusal:
             plan(experiments, "mine", *(["swa", "gqa"] if "preset" in name or "sizes" in name else []))
         assert file in refusal(raised) and key in refusal(raised)
 
-    @pytest.mark.parametrize("name", ["ropes", "", "rope.yaml"])
+    @pytest.mark.parametrize("name", ["ropes", "", "rope.yaml", 300 * "x"])
     def test_an_unknown_variant_with_the_known_ones(self, experiments, name):
         with pytest.raises(UserError) as raised:
             plan(experiments, name)
         assert "variant" in refusal(raised) and "rope-gqa-swa" in refusal(raised)
 
-    @pytest.mark.parametrize("name", ["cpus", ""])
+    @pytest.mark.parametrize("name", ["cpus", "", 300 * "x"])
     def test_an_unknown_preset_with_the_known_ones(self, experiments, name):
         with pytest.raises(UserError) as raised:
             load_plan(name, experiments=experiments)

@@ -10,7 +10,7 @@ import pytest
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.study.record import environment, read_record, read_results, write_json, write_results, write_text
 
-from .tiny import failed, record, refusal, results, study
+from .tiny import failed, full, record, refusal, results, study
 
 
 @contextlib.contextmanager
@@ -108,7 +108,11 @@ class TestReading:
             ("environment", "a laptop"), ("preset", ["cpu"]), ("factors", "rope"), ("factors", 3), ("order", "last"),
             ("texts", "words"), ("curves", 3),
             ("curves", {"train": 5}), ("curves", {"validation": [[1]]}), ("curves", {"validation": [["1", "2"]]}),
+            ("texts", {"idea": 5}), ("environment", {"packages": ["torch"]}), ("factors", [["rope"]]), ("factors", [1]),
+            ("tensors", {"norm.weight": 16}), ("tensors", {"norm.weight": ["16"]}), ("tensors", {"norm.weight": [None]}),
+            ("config", {"model": None}), ("config", {"model": {"config": None}}), ("config", {"data": []}),
             ("loss_by_position", [1]), ("loss_by_position", [{"from": 0}]), ("cost_by_context", [{"context": "long"}]),
+            ("cost_by_context", [{"context": 256, "forward_flops_per_token": None, "kv_bytes": 1}]),
         ],
     )  # fmt: skip
     def test_a_value_of_the_wrong_type_is_refused_by_run_and_key(self, tmp_path, key, value):
@@ -119,6 +123,34 @@ class TestReading:
         with pytest.raises(UserError) as raised:
             read_results(tmp_path / "results.json")
         assert "runs[5]" in refusal(raised) and key in refusal(raised)
+
+    @pytest.mark.parametrize(
+        ("path", "value"),
+        [
+            ("config.model.config.n_head", "4"), ("config.model.config.n_head", 0), ("config.model.config.n_head", None),
+            ("config.model.config.n_kv_head", "1"), ("config.model.config.block_size", "32"),
+            ("config.model.config.block_size", True), ("config.model.config.window", "64"),
+            ("config.model.config.window", [8, "8"]), ("config.model.config.window", -8),
+            ("config.data.batch_size", "2"), ("config.data.batch_size", 2.5), ("config.trainer.max_steps", "280"),
+            ("config.trainer.max_steps", None), ("config.trainer.accumulate_grad_batches", "2"), ("asked.at_once", "2"),
+        ],
+    )  # fmt: skip
+    def test_a_setting_that_cannot_be_reckoned_with_is_refused_by_run_and_key(self, tmp_path, path, value):
+        runs = json.loads(json.dumps(full(study())))  # which share their sections
+        *parents, key = path.split(".")
+        section = runs[5]
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[key] = value
+        (tmp_path / "results.json").write_text(json.dumps(results(runs)))
+        with pytest.raises(UserError) as raised:
+            read_results(tmp_path / "results.json")
+        assert "runs[5]" in refusal(raised) and path in refusal(raised) and repr(value) in refusal(raised)
+
+    @pytest.mark.parametrize("fields", [{"window": None}, {"window": 8}, {"window": [8, None]}, {"n_kv_head": None}], ids=str)
+    def test_settings_that_a_model_can_have_are_taken(self, tmp_path, fields):
+        write_results(tmp_path / "results.json", [record("rope", 0, 6.0, config={"model": {"config": fields}})])
+        assert len(read_results(tmp_path / "results.json")) == 1
 
     @pytest.mark.parametrize("loss", [math.nan, math.inf], ids=str)
     def test_a_finished_run_has_a_finite_loss(self, tmp_path, loss):
@@ -148,4 +180,5 @@ class TestReading:
 def test_the_environment_says_what_made_the_numbers():
     found = environment()
     assert found["hardware"] and found["cores"] >= 1 and found["packages"]["torch"]
+    assert found["packages"]["transformers"]  # what is verified and benchmarked depends on it
     json.dumps(found)

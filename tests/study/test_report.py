@@ -326,6 +326,78 @@ class TestOddMetrics:
         assert "None" not in report(runs, tmp_path)
 
 
+class TestPatterns:
+    """What is said of a window is true of the window that there is."""
+
+    def of(self, tmp_path, **config):
+        runs = full(study(variants=["baseline", "swa"]))
+        for run in runs:
+            if run["variant"] == "swa":
+                run["config"]["model"]["config"] |= config
+                run["metrics"]["receptive_field"] = 15
+                run["kernels"] = ["sliding"]
+        return section(report(runs, tmp_path), "swa")
+
+    def test_one_for_all_layers(self, tmp_path):
+        text = self.of(tmp_path)
+        assert "sees 8 of 32 tokens (25.0 %)" in text and "can depend on 15 tokens" in text and "16 scores" in text
+
+    def test_one_for_each_layer(self, tmp_path):
+        text = self.of(tmp_path, window=[8, None])
+        assert "8 tokens and all" in text and "A layer sees" not in text and "scores" not in text
+
+    def test_dilation_and_global_tokens(self, tmp_path):
+        text = self.of(tmp_path, dilation=2, global_tokens=[0])
+        assert "dilation 2" in text and "global tokens at 0" in text
+        assert "further back" not in text and "scores" not in text
+
+
+class TestAgain:
+    """The command at the end is the one that made these records."""
+
+    def of(self, tmp_path, runs, **asked):
+        for run in runs:
+            run["asked"] = asked
+        return report(runs, tmp_path).rsplit("```sh\n", 1)[1].split("\n```")[0]
+
+    def test_a_preset_of_the_project(self, tmp_path):
+        command = self.of(tmp_path, study(seeds=(0, 1)), preset="cpu", init=None)
+        assert command == "make ablate-all PRESET=cpu SEEDS=0,1"
+
+    def test_a_file_and_a_checkpoint(self, tmp_path):
+        command = self.of(tmp_path, study(seeds=(0,)), preset="my own.yaml", init="checkpoints/gpt2")
+        assert command == "make ablate-all PRESET='my own.yaml' INIT=checkpoints/gpt2 SEEDS=0"
+
+    def test_some_variants(self, tmp_path):
+        command = self.of(tmp_path, only("baseline", "rope"), preset="cpu")
+        assert command == "make ablate-all PRESET=cpu VARIANTS=baseline,rope SEEDS=0,1"
+
+
+class TestStock:
+    @pytest.mark.parametrize(("stock", "words"), [("GPT2LMHeadModel", "as `GPT2LMHeadModel`"), (None, "cannot be exported")])
+    def test_what_the_record_says(self, tmp_path, stock, words):
+        runs = full(only("baseline", "gqa"))
+        for run in runs:
+            run["stock"] = stock
+        assert words in section(report(runs, tmp_path), "gqa")
+
+    def test_nothing_is_said_where_it_says_nothing(self, tmp_path):
+        text = report(full(only("baseline", "gqa")), tmp_path)
+        assert "transformers computes" not in text and "exported" not in text
+
+
+@pytest.mark.parametrize(
+    ("peaks", "words"),
+    [((90, 80, 95), "less than the baseline's"), ((105, 98, 120), "not clearly different"), ((130, 121, 150), "more than")],
+)
+def test_memory_is_told_apart_where_its_ranges_are(tmp_path, peaks, words):
+    runs = full(only("baseline", "gqa"))
+    for run in runs:
+        found = peaks if run["variant"] == "gqa" else (100, 98, 110)
+        run["metrics"] |= {f"training_peak_bytes{end}": n * 2**20 for end, n in zip(("", "_low", "_high"), found, strict=True)}
+    assert words in of(report(runs, tmp_path), ["Training peaks"])
+
+
 class TestRefusal:
     def test_a_run_that_stands_there_twice(self, tmp_path):
         with pytest.raises(UserError) as raised:

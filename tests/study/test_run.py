@@ -6,7 +6,7 @@ from gpt2_ablate.study import child
 from gpt2_ablate.study.plan import load_plan
 from gpt2_ablate.study.record import read_record
 
-from .tiny import outcome, record_of
+from .tiny import outcome, record_of, write_corpus, write_preset
 
 LOGS = "out/reports/tensorboard/tiny/baseline/seed-0"
 
@@ -106,3 +106,43 @@ def test_the_record_says_what_came_of_it(trained):
     assert record["loss_by_position"][0]["from"] == 0 and record["loss_by_position"][-1]["to"] == 32
     assert "loss_by_position_beyond" not in record
     assert "loss_by_position_beyond" in record_of(trained / "out", "rope")
+
+
+def tiny_run(tmp_path, **changes):
+    """The plan of rope alone, with changes to the tiny preset."""
+    write_corpus(tmp_path / "corpus.txt")
+    write_preset(tmp_path / "own.yaml", tmp_path / "corpus.txt", **changes)
+    return load_plan(str(tmp_path / "own.yaml"), ["rope"], [0]).runs
+
+
+def trained_record(tmp_path, **changes):
+    (run,) = tiny_run(tmp_path, **changes)
+    folder, logs = tmp_path / "run", tmp_path / "logs" / "seed-0"
+    folder.mkdir()
+    logs.mkdir(parents=True)
+    child.run_in_child(
+        "gpt2_ablate.study.run:train_run", run, "fingerprint", folder, logs, 1,
+        log=folder / "train.log", tell=lambda news: None, tick=lambda: None,
+    )  # fmt: skip
+    return read_record(folder / "record.json")
+
+
+def test_too_little_text_for_twice_the_context_is_not_scored_so(tmp_path):
+    record = trained_record(tmp_path, evaluation_tokens=50)
+    assert record["status"] == "finished" and "validation_loss_beyond" not in record["metrics"]
+
+
+def test_the_record_says_which_kernels_ran_and_what_else_computes_this(tmp_path):
+    record = trained_record(tmp_path, data={"separate_documents": True})
+    assert record["kernels"] == ["reference"]  # documents apart, and no window
+    assert record["stock"] == "Starcoder2ForCausalLM"
+    assert record["asked"] == {"preset": str(tmp_path / "own.yaml"), "init": None, "at_once": 1}
+
+
+def test_a_compiled_run_learns_the_same(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    plain = trained_record(tmp_path / "one", trainer={"max_steps": 4})
+    compiled = trained_record(tmp_path / "two", trainer={"max_steps": 4}, model={"compile": True})
+    assert compiled["metrics"]["validation_loss"] == pytest.approx(plain["metrics"]["validation_loss"], abs=0.01)
+    assert compiled["metrics"]["run_first_batch_seconds"] > plain["metrics"]["run_first_batch_seconds"]

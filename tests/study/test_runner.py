@@ -272,6 +272,8 @@ class TestRefusal:
             ({"model": {"learning_rate": "fast"}}, "learning_rate"),
             ({"model": {"warm_up": 3}}, "warm_up"),
             ({"model": {"config": {"block_size": 4096}}}, "block_size"),
+            ({"model": {"config": {"kernel": "flex"}}}, "kernel"),
+            ({"model": {"config": {"kernel": "sliding"}}}, "kernel"),
             ({"evaluation_tokens": 10}, "evaluation_tokens"),
             ({"prompt": 40 * "the king "}, "prompt"),
         ],

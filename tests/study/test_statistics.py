@@ -276,7 +276,8 @@ class TestFactors:
 
 class TestRecords:
     def test_the_baseline_is_first_then_by_order_then_as_they_come(self):
-        runs = [record("b", 0, 1.0), record("a", 0, 1.0), record("last", 0, 1.0, order=7), record("first", 0, 1.0, order=1)]
+        runs = [record("b", 0, 1.0), record("a", 0, 1.0, order=None), record("last", 0, 1.0, order=7)]
+        runs.append(record("first", 0, 1.0, order=1))
         assert statistics.variants([*runs, record("baseline", 0, 1.0)]) == ["baseline", "first", "last", "b", "a"]
 
     @pytest.mark.parametrize("loss", [None, "6.0", float("nan"), float("inf")], ids=str)

@@ -10,7 +10,7 @@ from gpt2_ablate.study.plan import load_plan
 from gpt2_ablate.study.report import write_report
 from gpt2_ablate.study.warm_start import recoveries
 
-from .tiny import cli, full, results_of, study, table_under, write_preset
+from .tiny import cli, full, record, results_of, study, table_under, write_preset
 
 CHECKPOINT = "out/checkpoints/tiny/baseline/seed-0"
 
@@ -115,6 +115,13 @@ class TestRecovery:
 
     def test_without_a_control_nothing_is_said(self, runs):
         assert recoveries([run for run in runs if run["variant"] != "baseline"]) == {}
+
+    def test_more_variants_than_colours(self, tmp_path):
+        runs = [record(f"v{n}", seed, 6.0 + n) for n in range(20) for seed in (0, 1)]
+        runs += [record("baseline", seed, 5.0) for seed in (0, 1)]
+        for run in runs:
+            run["metrics"]["validation_loss_before"] = 8.0 + 0.1 * (run["variant"] != "baseline")
+        assert "From the checkpoint" in write_report(runs, tmp_path).read_text()
 
     def test_a_study_from_nothing_has_no_such_section(self, tmp_path):
         assert "From the checkpoint" not in write_report(full(study()), tmp_path).read_text()

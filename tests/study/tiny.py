@@ -28,7 +28,7 @@ FACTORS = ("rope", "gqa", "swa")
 VARIANTS = {"-".join(made_of) or "baseline": made_of for k in range(4) for made_of in itertools.combinations(FACTORS, k)}
 REPOSITORY = Path(gpt2_ablate.__file__).parents[1]
 # What differs from one time to the next even where the outcome is the same.
-OF_THE_MOMENT = {"run_seconds", "run_tokens_per_second", "run_peak_bytes"}
+OF_THE_MOMENT = {"run_seconds", "run_first_batch_seconds", "run_tokens_per_second", "run_peak_bytes"}
 
 
 def refusal(raised):

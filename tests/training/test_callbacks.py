@@ -2,7 +2,7 @@
 
 import json
 import math
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,41 +74,38 @@ def test_a_huge_loss_does_not_end_the_run(config):
 # Throughput
 
 
-class Slow(Callback):
-    """Sleeps in each step and in each validation, and keeps the time that the run took."""
+class Clock(Callback):
+    """A clock that each batch and each validation moves on by so many seconds, and nothing else does."""
 
-    def __init__(self, step=0.0, validation=0.0):
-        self.step, self.validation = step, validation
-
-    def on_train_start(self, trainer, pl_module):
-        self.started = time.perf_counter()
+    def __init__(self, monkeypatch, step, validation=0.0):
+        self.step, self.validation, self.now = step, validation, 0.0
+        monkeypatch.setattr("gpt2_ablate.training.callbacks.throughput.time", SimpleNamespace(perf_counter=lambda: self.now))
 
     def on_before_backward(self, trainer, pl_module, loss):
-        time.sleep(self.step)
+        self.now += self.step
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
-        time.sleep(self.validation)
-
-    def on_train_end(self, trainer, pl_module):
-        self.took = time.perf_counter() - self.started
+        self.now += self.validation
 
 
 def logged(name):
     return Steps(lambda trainer, _: trainer.callback_metrics.get(f"throughput/{name}", torch.tensor(math.nan)).item())
 
 
-def test_the_clock_stands_still_while_validating(config):
-    """Two steps, a validation of 0.4 seconds, two steps, the only reading."""
-    slow, seconds = Slow(step=0.1, validation=0.4), logged("step_seconds")
+def test_the_clock_stands_still_while_validating(config, monkeypatch):
+    """Two steps, a validation, two steps, the only reading."""
+    clock, seconds = Clock(monkeypatch, step=1.0, validation=100.0), logged("step_seconds")
     changes = {"trainer.max_steps": 4, "trainer.val_check_interval": 2, "trainer.log_every_n_steps": 4}
-    fit(config({**changes, "trainer.limit_val_batches": 1}), Throughput(training_flops_per_token), seconds, slow)
-    assert 0.1 < seconds.found[-1] < (slow.took - 2 * 0.4) / 4
+    fit(config({**changes, "trainer.limit_val_batches": 1}), Throughput(training_flops_per_token), seconds, clock)
+    assert seconds.found[-1] == 1.0 and clock.now == 2 * 100 + 4
 
 
-def test_the_clock_runs_in_every_step(config):
-    slow, seconds = Slow(step=0.05), logged("step_seconds")
-    fit(config({"trainer.max_steps": 4, "trainer.val_check_interval": 4}), Throughput(training_flops_per_token), seconds, slow)
-    assert 0.05 < seconds.found[-1] < slow.took / 2  # the last reading is that of two steps
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_clock_runs_in_every_step(config, monkeypatch, accumulate):
+    clock, seconds = Clock(monkeypatch, step=1.0), logged("step_seconds")
+    changes = {"trainer.max_steps": 4, "trainer.val_check_interval": 4, "trainer.accumulate_grad_batches": accumulate}
+    fit(config(changes), Throughput(training_flops_per_token), seconds, clock)
+    assert seconds.found[-1] == accumulate
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -1,6 +1,7 @@
 """From a YAML to a run: what reaches whom, and what is refused, by its key and in one line."""
 
 import pytest
+import torch
 import yaml
 
 from gpt2_ablate.training.callbacks import Perplexity
@@ -68,13 +69,26 @@ def test_ours_come_after_the_callbacks_of_the_yaml(config):
         ("model.config.positions", "nonsense"),
         ("data.batch_size", 0),
         ("trainer.accumulate_grad_batches", 0),
+        ("trainer.accumulate_grad_batches", None),
         ("trainer.log_every_n_steps", 0),
+        ("trainer.log_every_n_steps", None),
+        ("trainer.val_check_interval", 0),
+        ("trainer.val_check_interval", 0.5),
+        ("trainer.max_steps", -5),
+        ("trainer.devices", 0),
+        ("trainer.limit_val_batches", -1),
         ("trainer.gradient_clip_algorithm", "value"),  # the gradient's norm is what is clipped, whatever this says
     ],
 )
 def test_what_is_wrong_is_refused_by_its_key(config, refused, key, value):
     with refused(key.rpartition(".")[2]):
         build(config({key: value}), [], logger=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(config, refused):
+    with refused("trainer", "gpu"):
+        build(config({"trainer.accelerator": "gpu"}), [], logger=False)
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(config, refused):

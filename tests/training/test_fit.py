@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from gpt2_ablate.machine import auto_precision
-from gpt2_ablate.training.module import NonFiniteLoss
 from gpt2_ablate.training.trainer import build
 
 from .tiny import Steps, fit, same, weights, words
@@ -108,13 +107,10 @@ def test_bf16_learns_as_fp32_does(config):
 
 
 @pytest.mark.parametrize("every", [1, 3])
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(config, every):
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(config, refused, every):
     changes = {"model.learning_rate": 1e30, "model.warmup_steps": 0, "trainer.log_every_n_steps": every}
-    with pytest.raises(NonFiniteLoss) as raised:
+    with refused(f"step {max(2, every)}", "learning_rate", "1e+30"):
         fit(config({**changes, "trainer.max_steps": 10, "trainer.val_check_interval": 10}))
-    message = str(raised.value)
-    assert "\n" not in message
-    assert f"step {max(2, every)}" in message and "learning_rate" in message and "1e+30" in message
 
 
 def test_documents_kept_apart_are_read_as_if_each_were_alone(config, tmp_path):

@@ -62,4 +62,11 @@ def same(one, other):
     return weights[0].keys() == weights[1].keys() and all(torch.equal(p, weights[1][name]) for name, p in weights[0].items())
 
 
+def flip(file, place=-1000):
+    """Another bit in one byte of a file: by default in the numbers of its last tensors."""
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+
+
 each_stock = pytest.mark.parametrize("stock", [stock_gpt2, stock_bigcode, stock_starcoder2], ids=lambda f: f.__name__)

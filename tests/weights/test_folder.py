@@ -2,12 +2,17 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from gpt2_ablate.model import GPT2, GPT2Config
-from gpt2_ablate.weights.folder import load_model, save_model
+from gpt2_ablate.weights.folder import load_model, save_model, save_new_model
+
+from .models import flip
 
 WEIGHTS, CONFIG = "model.safetensors", "model.json"
 
@@ -131,6 +136,41 @@ def test_a_flipped_bit_in_a_name_is_refused_by_the_tensor(folder, refused, name)
         load_model(folder)
 
 
+@pytest.mark.parametrize("place", [-1, -1000, -5000, -9000])
+def test_a_flipped_bit_in_the_numbers_is_refused_by_the_tensor(folder, refused, place):
+    flip(folder / WEIGHTS, place)
+    with refused(folder / WEIGHTS, ".weight: is damaged", "sha256"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("metadata", ['"', "[]", "{}"])
+def test_damaged_checksums_are_refused(folder, refused, metadata):
+    save_file(load_file(folder / WEIGHTS), folder / WEIGHTS, {"sha256": metadata})
+    with refused(folder / WEIGHTS, "sha256"):
+        load_model(folder)
+
+
+def test_a_model_from_before_there_were_checksums_is_read(folder):
+    save_file(load_file(folder / WEIGHTS), folder / WEIGHTS)
+    assert same(load_model(folder), model())
+
+
+def test_equal_weights_are_equal_files(folder, tmp_path):
+    before = (folder / WEIGHTS).read_bytes()
+    save_model(load_model(folder), tmp_path)
+    assert (tmp_path / WEIGHTS).read_bytes() == before
+    with safe_open(folder / WEIGHTS, framework="pt") as opened:
+        assert list(opened.metadata()) == ["sha256"]  # several would come in any order
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
+def test_a_folder_in_the_place_of_a_file_is_refused(folder, refused, name):
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    with refused(folder, name):
+        load_model(folder)
+
+
 @pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
 def test_a_missing_file_is_refused_by_its_name(folder, refused, name):
     (folder / name).unlink()
@@ -163,7 +203,19 @@ def test_a_config_that_does_not_fit_the_weights_is_refused_by_the_tensor(folder,
 
 
 @pytest.mark.parametrize(
-    "changes", [{"nonsense": 1}, {"n_head": "4"}, {"n_layer": 0}, {"dropout": 2}, {"mlp": "nonsense"}, {"n_head": 3}], ids=str
+    "changes",
+    [
+        {"nonsense": 1},
+        {"n_head": "4"},
+        {"n_layer": 0},
+        {"dropout": 2},
+        {"mlp": "nonsense"},
+        {"n_head": 3},
+        {"n_layer": 10**9},
+        {"n_embd": 10**10},
+        {"block_size": 10**20},
+    ],
+    ids=str,
 )
 def test_a_config_that_is_wrong_is_refused_by_its_file_and_key(folder, refused, changes):
     rewrite_config(folder, **changes)
@@ -171,7 +223,7 @@ def test_a_config_that_is_wrong_is_refused_by_its_file_and_key(folder, refused, 
         load_model(folder)
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"null", b"[1]", b'"text"', b"\xff\xfe"])
+@pytest.mark.parametrize("text", [b"", b"{", b"null", b"[1]", b'"text"', b"\xff\xfe", b"[" * 100_000], ids=lambda text: text[:9])
 def test_a_config_that_is_no_json_object_is_refused_by_its_file(folder, refused, text):
     (folder / CONFIG).write_bytes(text)
     with refused(folder / CONFIG):
@@ -215,6 +267,19 @@ def test_a_full_disk_leaves_the_earlier_model(folder, refused, full_disk, size):
         save_model(model(seed=1), folder)
     assert same(load_model(folder), model())
     assert sorted(file.name for file in folder.iterdir()) == [CONFIG, WEIGHTS]
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path, refused):
+    with refused(tmp_path, "cannot be written"):
+        save_new_model(model(), tmp_path / (300 * "x"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may enter any folder")
+def test_a_folder_that_one_may_not_enter_is_refused(tmp_path, refused):
+    (tmp_path / "closed").mkdir(mode=0)
+    with refused(tmp_path / "closed", "cannot be written"):
+        save_new_model(model(), tmp_path / "closed" / "out")
 
 
 def test_others_may_read_what_they_may_read_of_any_file(folder):

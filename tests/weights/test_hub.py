@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import huggingface_hub
 import pytest
@@ -13,7 +14,7 @@ from gpt2_ablate.weights import load_pretrained
 from gpt2_ablate.weights.hub import hub_name
 
 from .hub_server import Hub
-from .models import assert_same_function, stock_gpt2
+from .models import assert_same_function, flip, stock_gpt2
 
 NAME = "someone/small-gpt2"
 
@@ -62,6 +63,9 @@ def use(monkeypatch, address, cache):
         ("distilgpt2", None),
         ("../gpt2", None),
         ("/gpt2", None),
+        ("checkpoints/gpt2", None),
+        ("./checkpoints/gpt2", None),
+        ("~/gpt2", None),
         ("a/b/c", None),
         ("", None),
     ],
@@ -103,10 +107,12 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(hub, stock):
     assert [wanted for name, wanted in hub.ranges if name == "model.safetensors"] == [None, "bytes=100000-"]
 
 
-def test_a_download_that_breaks_off_is_one_line_and_leaves_no_part(hub, stock, refused, tmp_path):
+def test_a_download_that_breaks_off_is_one_line_and_leaves_no_part(hub, stock, refused, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.logging.get_logger("huggingface_hub"), "propagate", True)
     hub.breaks_at = 100_000
     with refused(NAME, "try again"):
         load_pretrained(NAME)
+    assert not caplog.records  # the library would say at each attempt that it tries again
     assert not list((tmp_path / "cache").rglob("model.safetensors")) and not list((tmp_path / "cache").rglob("*.incomplete"))
     hub.breaks_at = None
     hub.ranges.clear()
@@ -138,11 +144,51 @@ def test_the_cache_alone_asks_nobody(hub, refused):
     assert not hub.requests
 
 
-@pytest.mark.parametrize("source", ["nowhere/rope/seed-0", "nowhere.safetensors", "/nowhere/at/all"])
-def test_a_path_that_is_not_there_asks_nobody(hub, refused, source):
-    with refused(source):
+BY_HAND = "config.json and model.safetensors of openai-community/gpt2"
+
+
+@pytest.mark.parametrize(
+    ("source", "advice"),
+    [
+        ("nowhere/rope/seed-0", [BY_HAND]),
+        ("nowhere.safetensors", [BY_HAND]),
+        ("/nowhere/at/all", [BY_HAND]),
+        ("checkpoints/gpt2", [BY_HAND]),
+        ("./checkpoints/gpt2", [BY_HAND]),
+        ("./checkpoints/cpu/baseline/seed-0", [BY_HAND, "make ablate-all"]),
+        ("out/checkpoints/cpu/baseline/seed-0", [BY_HAND, "make ablate-all"]),
+    ],
+    ids=str,
+)
+def test_a_path_that_is_not_there_asks_nobody_and_is_told_where_weights_come_from(
+    hub, refused, tmp_path, monkeypatch, source, advice
+):
+    monkeypatch.chdir(tmp_path)
+    with refused(f"{source}: ", *advice):
         load_pretrained(source)
     assert not hub.requests
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_flipped_bit_in_the_cache_is_refused(hub, repository, refused, tmp_path, name):
+    if name == "pytorch_model.bin":
+        (repository / "model.safetensors").unlink()
+    load_pretrained(NAME)
+    (file,) = (tmp_path / "cache").rglob(name)
+    flip(file.resolve())
+    with refused(file, "sha256"):
+        load_pretrained(NAME)
+
+
+def test_what_a_killed_download_left_is_removed(hub, stock, tmp_path):
+    load_pretrained(NAME)
+    blobs = next((tmp_path / "cache").rglob("blobs"))
+    killed, running = (blobs / f"{n}.incomplete" for n in range(2))
+    for file in (killed, running):
+        file.write_bytes(b"part")
+    os.utime(killed, (time.time() - 3600,) * 2)
+    load_pretrained(NAME)
+    assert running.exists() and not killed.exists()
 
 
 def test_from_the_command_line(repository, tmp_path):

@@ -1,6 +1,8 @@
 """What is exported opens with transformers' own classes: the same function, the same text, the same loss."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from gpt2_ablate.data.tokenizer import load_tokenizer
 from gpt2_ablate.model import generate
 from gpt2_ablate.weights import export_huggingface, load_pretrained
 
-from .models import assert_same_function, same, tiny_model, tokens
+from .models import assert_same_function, flip, same, tiny_model, tokens
 
 GPT2, BIGCODE, STARCODER2 = "GPT2LMHeadModel", "GPTBigCodeForCausalLM", "Starcoder2ForCausalLM"
 ROTARY = dict(positions="rotary")
@@ -114,6 +116,24 @@ def test_no_weight_is_written_twice(tmp_path):
     export_huggingface(made, tmp_path / "out")
     numbers = 4 * sum(p.numel() for p in made.parameters())
     assert numbers < (tmp_path / "out" / "model.safetensors").stat().st_size < numbers + 10_000
+
+
+def test_others_may_read_what_they_may_read_of_any_file(tmp_path):
+    export_huggingface(model(), tmp_path / "out")
+    (tmp_path / "plain").write_text("text")
+    assert {file.stat().st_mode for file in (tmp_path / "out").iterdir()} == {(tmp_path / "plain").stat().st_mode}
+
+
+def test_a_flipped_bit_is_refused_by_the_tensor(tmp_path, refused):
+    export_huggingface(model(), tmp_path / "out")
+    flip(tmp_path / "out" / "model.safetensors")
+    with refused(tmp_path / "out" / "model.safetensors", "wte.weight", "sha256"):
+        load_pretrained(tmp_path / "out")
+
+
+def test_reading_and_writing_takes_no_transformers():
+    code = "import sys, gpt2_ablate.model, gpt2_ablate.weights; sys.exit('transformers' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 RECORD = {

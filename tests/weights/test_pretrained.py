@@ -6,16 +6,19 @@ import pickle
 import subprocess
 import sys
 import types
+import warnings
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
+from gpt2_ablate.errors import UserError
 from gpt2_ablate.model import GPT2, GPT2Config
 from gpt2_ablate.weights import export_huggingface, load_pretrained
 from gpt2_ablate.weights.folder import save_model
 
-from .models import V, assert_same_function, each_stock, same, stock_gpt2, tiny_model
+from .models import V, assert_same_function, each_stock, flip, same, stock_gpt2, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +104,16 @@ def test_a_pytorch_file_of_the_old_format(tmp_path, state, stock):
     assert_same_function(load_pretrained(tmp_path / "old.bin"), stock)
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tensors_that_share_memory_in_a_file_become_weights_of_their_own(tmp_path, state, zipped):
+    state["wpe.weight"], state["h.1.ln_1.weight"] = state["wte.weight"][:32], state["h.0.ln_1.weight"]
+    file = tmp_path / "shared.bin"
+    torch.save({**state, "lm_head.weight": state["wte.weight"]}, file, _use_new_zipfile_serialization=zipped)
+    model = load_pretrained(file)
+    assert len({p.untyped_storage().data_ptr() for p in model.parameters()}) == len(list(model.parameters()))
+    assert all(p.untyped_storage().nbytes() == p.nbytes for p in model.parameters())
+
+
 def test_buffers_and_a_head_that_is_the_embedding_are_no_weights(tmp_path, state, stock):
     for i in range(2):
         state[f"h.{i}.attn.bias"] = torch.ones(1, 1, 32, 32, dtype=torch.uint8)
@@ -109,10 +122,12 @@ def test_buffers_and_a_head_that_is_the_embedding_are_no_weights(tmp_path, state
     assert_same_function(load_pretrained(tmp_path / "a.safetensors"), stock)
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_number_formats_become_fp32(tmp_path, state, dtype):
-    save_file({name: x.to(dtype) for name, x in state.items()}, tmp_path / "other.safetensors")
-    model = load_pretrained(tmp_path / "other.safetensors")
+def test_other_number_formats_become_fp32(tmp_path, state, dtype, suffix):
+    file = tmp_path / f"other{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)({name: x.to(dtype) for name, x in state.items()}, file)
+    model = load_pretrained(file)
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert torch.equal(model.blocks[1].mlp.input.weight, state["h.1.mlp.c_fc.weight"].t().to(dtype).float())
 
@@ -247,8 +262,10 @@ def test_a_pickle_with_code_is_not_run(tmp_path, state, refused):
 
     torch.save({**state, "extra": Code()}, tmp_path / "model.bin")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Code(), protocol=2))
-    for name in ("model.bin", "plain.pt"):
-        with refused(tmp_path / name, "not run", ".safetensors"):
+    (tmp_path / "new.pt").write_bytes(pickle.dumps(Code(), protocol=4))
+    for name in ("model.bin", "plain.pt", "new.pt"):
+        with refused(tmp_path / name, "not run", ".safetensors"), warnings.catch_warnings():
+            warnings.simplefilter("error")
             load_pretrained(tmp_path / name)
     assert not (tmp_path / "ran").exists()
 
@@ -292,6 +309,9 @@ def test_a_folder_without_weights_is_refused(tmp_path, refused):
         ({"n_head": "two"}, ["config.json", "n_head"]),
         ({"n_embd": None}, ["config.json", "n_embd"]),
         ({"n_head": 0}, ["config.json", "n_head"]),
+        ({"n_embd": 10**10}, ["config.json", "cannot be made"]),
+        ({"n_positions": 10**20}, ["config.json", "cannot be made"]),
+        ({"n_layer": 10**9}, ["config.json", "n_layer", 10**9]),
     ],
     ids=str,
 )
@@ -326,7 +346,7 @@ def test_a_starcoder2_of_another_function_is_refused(tmp_path, refused, settings
         load_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"null", b"[1]", b"\xff\xfe"])
+@pytest.mark.parametrize("text", [b"", b"{", b"null", b"[1]", b"\xff\xfe", b"[" * 100_000], ids=lambda text: text[:9])
 def test_a_config_that_is_no_json_object_is_refused(folder, refused, text):
     (folder / "config.json").write_bytes(text)
     with refused(folder / "config.json"):
@@ -344,10 +364,63 @@ def test_numbers_that_are_not_finite_are_refused_by_their_tensor(folder, refused
         load_pretrained(folder)
 
 
-def test_whole_numbers_are_no_weights(folder, refused):
-    rewrite_tensor(folder, "transformer.ln_f.bias", lambda x: x.long())
-    with refused(folder / "model.safetensors", "ln_f.bias", "int64"):
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_other_formats_are_no_weights(folder, refused, dtype):
+    rewrite_tensor(folder, "transformer.ln_f.bias", lambda x: x.to(dtype))
+    with refused(folder / "model.safetensors", "ln_f.bias", str(dtype).removeprefix("torch."), "fp16"):
         load_pretrained(folder)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (torch.Tensor.long, "int64"),
+        (torch.Tensor.cfloat, "complex64"),
+        (torch.Tensor.to_sparse, "sparse"),
+        (lambda x: x.to("meta"), "meta"),
+        (lambda x: torch.nested.nested_tensor([x]), "tensors"),
+    ],
+    ids=["whole", "complex", "sparse", "meta", "nested"],
+)
+def test_other_tensors_of_a_pytorch_file_are_no_weights(tmp_path, state, refused, zipped, change, word):
+    with warnings.catch_warnings(action="ignore"):  # nested tensors are no finished part of torch
+        state["ln_f.bias"] = change(state["ln_f.bias"])
+    torch.save(state, tmp_path / "a.bin", _use_new_zipfile_serialization=zipped)
+    with refused(tmp_path / "a.bin", word):
+        load_pretrained(tmp_path / "a.bin")
+
+
+def test_two_names_of_one_weight_are_refused(folder, refused):
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, "wte.weight": torch.ones(V, 128)}, folder / "model.safetensors")
+    with refused(folder / "model.safetensors", "transformer.wte.weight", " wte.weight"):
+        load_pretrained(folder)
+
+
+def test_a_folder_of_the_name_of_the_weights_is_refused(folder, refused):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+    with refused(folder, "no weights"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("place", range(-22, 0))
+def test_a_flipped_bit_at_the_end_of_a_zip_file_is_refused_or_makes_no_difference(tmp_path, state, stock, place):
+    """Its table of contents, which says where the numbers are."""
+    torch.save(state, tmp_path / "a.bin")
+    flip(tmp_path / "a.bin", place)
+    try:
+        assert_same_function(load_pretrained(tmp_path / "a.bin"), stock)
+    except UserError as error:
+        assert str(error).startswith(f"{tmp_path / 'a.bin'}: ") and "\n" not in str(error)
+
+
+def test_a_flipped_bit_in_the_numbers_of_a_zip_file_is_refused(tmp_path, state, refused):
+    torch.save(state, tmp_path / "a.bin")
+    flip(tmp_path / "a.bin", (tmp_path / "a.bin").stat().st_size // 2)
+    with refused(tmp_path / "a.bin", "damaged"):
+        load_pretrained(tmp_path / "a.bin")
 
 
 def test_a_superfluous_tensor_is_refused_by_its_name(folder, refused):
@@ -385,7 +458,10 @@ def test_a_bare_file_whose_heads_cannot_be_told_is_refused(tmp_path, refused):
         '{"weight_map": {"wte.weight": "../elsewhere.safetensors"}}',
         '{"weight_map": {"wte.weight": "model-00001-of-00002.safetensors"}}',
         '{"weight_map": {"wte.weight": "there.safetensors"}}',
+        '{"weight_map": {"wte.weight": "model.safetensors.index.json"}}',
+        "[" * 100_000,
     ],
+    ids=lambda index: index[:60],
 )
 def test_a_broken_index_is_refused(tmp_path, refused, index):
     save_file({"a": torch.ones(1)}, tmp_path / "there.safetensors")
@@ -409,26 +485,38 @@ print(1024 * (kilobytes("VmHWM") - before) / sum(p.nbytes for p in model.paramet
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("form", ["safetensors", "pickle", "ours"])
-def test_loading_the_124m_model_peaks_at_little_more_than_its_weights(tmp_path, folder, form):
+def write_124m(folder, form):
+    """PyTorch files with the buffers and the head that the released one has; transformers leaves the head out of shards."""
+    if form in ("ours", "safetensors"):
+        with torch.device("meta"):
+            model = GPT2(GPT2Config())
+        for name, p in list(model.named_parameters()):
+            module, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(module), leaf, torch.nn.Parameter(torch.ones(p.shape), requires_grad=False))
+        (save_model if form == "ours" else export_huggingface)(model, folder)
+        return
     with torch.device("meta"):
-        model = GPT2(GPT2Config())
-    big = tmp_path / "big"
-    big.mkdir()
-    for name, p in list(model.named_parameters()):
-        module, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(module), leaf, torch.nn.Parameter(torch.ones(p.shape), requires_grad=False))
-    if form == "ours":
-        save_model(model, big)
-    elif form == "safetensors":
-        export_huggingface(model, big)
+        shapes = transformers.GPT2Model(transformers.GPT2Config()).state_dict()
+    state = {name: torch.ones(x.shape) for name, x in sorted(shapes.items())}
+    state |= {f"h.{n}.attn.bias": torch.ones(1, 1, 1024, 1024) for n in range(12)}
+    if form == "shards":
+        shard_of = {name: f"pytorch_model-{n % 4}.bin" for n, name in enumerate(state)}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": shard_of}))
     else:
-        export_huggingface(model, tmp_path / "exported")
-        state = load_file(tmp_path / "exported" / "model.safetensors")
-        torch.save({**state, "lm_head.weight": state["transformer.wte.weight"]}, big / "pytorch_model.bin")
-    del model
-    run = subprocess.run([sys.executable, "-c", PEAK, str(folder), str(big)], capture_output=True, text=True, check=True)
+        state["lm_head.weight"] = state["wte.weight"]
+        shard_of = dict.fromkeys(state, "pytorch_model.bin")
+    for shard in set(shard_of.values()):
+        tensors = {name: x for name, x in state.items() if shard_of[name] == shard}
+        torch.save(tensors, folder / shard, _use_new_zipfile_serialization=form != "old")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("form", ["ours", "safetensors", "zip", "shards", "old"])
+def test_loading_the_124m_model_peaks_at_little_more_than_its_weights(tmp_path, folder, form):
+    (tmp_path / "big").mkdir()
+    write_124m(tmp_path / "big", form)
+    command = [sys.executable, "-c", PEAK, str(folder), str(tmp_path / "big")]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert 1.0 <= float(run.stdout) <= 1.3, run.stdout
 
 

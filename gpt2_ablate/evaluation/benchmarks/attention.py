@@ -49,8 +49,8 @@ def attention_speeds(n_head: int, head_dim: int, lengths: list[int], rounds: int
         seconds = take_turns(turns, device, rounds, 1, partial(tell_round, tell, f"attention, {length:,} tokens"))
         tokens = _texts(length) * length
         for name, own in seconds.items():
-            # rates of 1 / tokens: seconds per token, where the low one is the slow one
-            per_token = {key: 1 / value for key, value in rates(own, tokens).items()}
+            speed = rates(own, tokens)
+            per_token = {"median": 1 / speed["median"], "low": 1 / speed["high"], "high": 1 / speed["low"]}
             seconds_per_token.setdefault(name, {})[str(length)] = per_token
             times_sdpa.setdefault(name, {})[str(length)] = ratio(own, seconds[SDPA])
     return {

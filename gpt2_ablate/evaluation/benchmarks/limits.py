@@ -8,6 +8,7 @@ from functools import partial
 import torch
 
 from gpt2_ablate.evaluation.turns import rates, take_turns, tell_round
+from gpt2_ablate.machine import square
 
 Tell = Callable[[str], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -16,15 +17,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def machine_limits(device_name: str, rounds: int, tell: Tell) -> dict[str, dict[str, float]]:
     """FLOP/s of large matrix products by dtype; bytes/s of copying (read and written) and of reading large tensors."""
     device = torch.device(device_name)
-    cuda = device.type == "cuda"
-    n, size = (8192, 2**30) if cuda else (1536, 2**28)
+    size = 2**30 if device.type == "cuda" else 2**28
     turns: dict[str, Callable[[], object]] = {}
     for name, dtype in DTYPES.items():
-        a = torch.randn(n, n, device=device).to(dtype)
+        a = square(dtype, device)
         turns[name] = lambda a=a: a @ a  # type: ignore[misc]
     source, target = torch.ones(size // 4, device=device), torch.empty(size // 4, device=device)
     turns["copy"] = lambda: target.copy_(source)
     turns["read"] = lambda: source.sum()
     seconds = take_turns(turns, device, rounds, tell=partial(tell_round, tell, "machine limits"))
-    amounts = {**dict.fromkeys(DTYPES, 2.0 * n**3), "copy": 2.0 * size, "read": 1.0 * size}
+    amounts = {**dict.fromkeys(DTYPES, 2.0 * len(a) ** 3), "copy": 2.0 * size, "read": 1.0 * size}
     return {name: rates(seconds[name], amounts[name]) for name in turns}

@@ -12,7 +12,7 @@ from gpt2_ablate.evaluation.benchmarks import theirs
 from gpt2_ablate.evaluation.cost import training_flops_per_token
 from gpt2_ablate.evaluation.speed import training_step
 from gpt2_ablate.evaluation.turns import rates, ratio, take_turns, tell_round
-from gpt2_ablate.machine import auto_precision, current_bytes, peak_bytes, synchronise
+from gpt2_ablate.machine import auto_precision, current_bytes, peak_bytes, square, synchronise
 from gpt2_ablate.model import GPT2Config
 
 Tell = Callable[[str], None]
@@ -30,10 +30,11 @@ def training_speeds(
         compiled: also time our step under torch.compile, its warm-up counted apart.
     """
     ours, device, precision = GPT2Config(**config), torch.device(device_name), auto_precision()
-    a = _square(device, precision)
+    a = square(torch.bfloat16 if precision == "bf16-mixed" else torch.float32, device)
     turns = {
         "ours": training_step(ours, batch_size, precision, device),
         "transformers": theirs.training_step(ours, batch_size, device),
+        "transformers kept": theirs.training_step(ours, batch_size, device, keep=True),
         "matmul": lambda: a @ a,
     }
     result: dict[str, Any] = {}
@@ -46,9 +47,11 @@ def training_speeds(
     flops = training_flops_per_token(ours, ours.block_size) * tokens
     result |= {name: rates(seconds[name], tokens) for name in turns if name != "matmul"}
     result["ratio"] = ratio(seconds["ours"], seconds["transformers"])
+    result["kept_ratio"] = ratio(seconds["ours"], seconds["transformers kept"])
     result["share_of_peak"] = ratio(seconds["ours"], seconds["matmul"], flops / (2 * len(a) ** 3))
     if compiled:
         result["compiled_ratio"] = ratio(seconds["compiled"], seconds["ours"])
+        result["compiled_against_transformers"] = ratio(seconds["compiled"], seconds["transformers"])
     return {**result, "architecture": theirs.architecture(ours), "flops_per_step": flops}
 
 
@@ -72,8 +75,3 @@ def training_peak(config: dict[str, Any], batch_size: int, side: str, device_nam
     synchronise(device)
     peak = peak_bytes(device)
     return {"added": peak - before, "process": peak}
-
-
-def _square(device: torch.device, precision: str) -> torch.Tensor:
-    n = 8192 if device.type == "cuda" else 1536
-    return torch.randn(n, n, device=device).to(torch.bfloat16 if precision == "bf16-mixed" else torch.float32)

@@ -10,7 +10,7 @@ from gpt2_ablate.training.callbacks.throughput import Throughput
 
 
 class Progress(Callback):
-    """Calls `tell` after each optimizer step with {"step", "steps", "loss", "tokens_per_second"}.
+    """Calls `tell` after each optimizer step with {"step", "steps", "loss" (that logged last), "tokens_per_second"}.
 
     Args:
         tell: receives the dictionary; if it raises, the run stops.
@@ -19,14 +19,16 @@ class Progress(Callback):
 
     def __init__(self, tell: Callable[[dict], None], throughput: Throughput):
         self.tell, self.throughput = tell, throughput
+        self.loss: float | None = None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        loss = trainer.callback_metrics.get("train/loss")
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.loss = trainer.callback_metrics["train/loss"].item()  # a GPU is waited for here, so not at every step
         self.tell({
             "step": trainer.global_step,
             "steps": trainer.max_steps,
-            "loss": None if loss is None else loss.item(),
+            "loss": self.loss,
             "tokens_per_second": self.throughput.tokens_per_second,
         })  # fmt: skip

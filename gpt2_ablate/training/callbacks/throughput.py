@@ -22,11 +22,13 @@ class Throughput(Callback):
 
     Attributes:
         tokens_per_second: over the steps since the last reading.
+        first_batch_seconds: of the first batch, in which torch.compile does its work.
     """
 
     def __init__(self, flops_per_token: Callable[[GPT2Config, int], float]):
         self.flops_per_token = flops_per_token
         self.tokens_per_second = 0.0
+        self.first_batch_seconds: float | None = None
         self.seconds, self.batches, self.tokens = 0.0, 0, 0
         self.started: float | None = None  # when the clock began to run; None while it stands still
 
@@ -42,6 +44,9 @@ class Throughput(Callback):
             self.started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx) -> None:
+        if self.first_batch_seconds is None:
+            self._stop_clock(pl_module)
+            self.first_batch_seconds = self.seconds
         self.batches += 1
         self.tokens += batch[0].numel()
         accumulate = trainer.accumulate_grad_batches
