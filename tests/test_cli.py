@@ -14,7 +14,7 @@ from study.tiny import cache_home, full, record, results, study, trained_study
 from gpt2_ablate import __version__
 from gpt2_ablate.cli import main
 
-COMMANDS = ("ablate", "train", "report", "sample", "verify", "evaluate", "convert", "export")
+COMMANDS = ("ablate", "train", "report", "sample", "verify", "evaluate", "convert", "export", "bench")
 
 
 @pytest.fixture(autouse=True)

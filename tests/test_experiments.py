@@ -127,6 +127,20 @@ class TestMakefile:
         out = self.dry("ablate-all")
         assert '--preset "cpu"' in out and "--variants" not in out and "--seeds" not in out
 
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (("ablate-all", "INIT=checkpoints/gpt2"), '--init "checkpoints/gpt2"'),
+            (("sample", "CHECKPOINT=gpt2", "PROMPT=Hello, my"), 'sample "gpt2" --prompt "Hello, my"'),
+            (("sample", "VARIANT=rope", "OUT=there"), 'sample "there/checkpoints/cpu/rope/seed-0"'),
+            (("verify", "CHECKPOINT=gpt2"), 'verify "gpt2" --out "."'),
+            (("bench", "QUICK=1"), "--quick"),
+        ],
+        ids=lambda value: value[0] if isinstance(value, tuple) else None,
+    )
+    def test_other_targets_get_what_the_variables_say(self, arguments, words):
+        assert words in self.dry(*arguments)
+
     def test_one_variant(self):
         assert '--variants "rope-gqa"' in self.dry("ablate", "VARIANT=rope-gqa")
 

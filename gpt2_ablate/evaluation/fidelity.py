@@ -105,9 +105,13 @@ def open_pair(source: str | None = None, random_sizes: dict[str, int] | None = N
     if folder is None:
         reference = reference_of(model)
     else:
-        reference = transformers.GPT2LMHeadModel.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
-        ).eval()
+        try:
+            reference = transformers.GPT2LMHeadModel.from_pretrained(
+                folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+            ).eval()
+        except Exception as error:  # what it does not like of a config.json that we can read, it says in many ways
+            reason = " ".join(str(error).split())
+            raise UserError(f"{folder}: transformers cannot open it ({reason}); mend its config.json") from error
     why_not = _why_not_original(model.config, source)
     return Pair(source, model, reference, original=not why_not, why_not=why_not)
 

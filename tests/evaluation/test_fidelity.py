@@ -1,6 +1,7 @@
 """The proof holds for GPT-2 at full size, and fails for each thing that is nearly GPT-2: so it proves something."""
 
 import dataclasses
+import json
 import math
 
 import pytest
@@ -271,6 +272,13 @@ class TestOpening:
     def test_a_variant_is_refused_by_name(self, tmp_path, refused, changes, field):
         save_model(GPT2(dataclasses.replace(CONFIG, **changes)), tmp_path)
         with refused(tmp_path, field, "baseline"):
+            open_pair(str(tmp_path))
+
+    def test_what_transformers_does_not_open_is_one_line(self, tmp_path, refused):
+        transformers.GPT2LMHeadModel(transformers.GPT2Config(**TINY)).save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**config, "resid_pdrop": "much"}))
+        with refused(tmp_path, "transformers", "config.json"):
             open_pair(str(tmp_path))
 
     def test_without_transformers_a_line_says_what_to_install(self, monkeypatch, refused):

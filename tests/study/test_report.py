@@ -373,6 +373,13 @@ class TestAgain:
         assert command == "make ablate-all PRESET=cpu VARIANTS=baseline,rope SEEDS=0,1"
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_benchmark_report_beside_it_is_linked(tmp_path, there):
+    if there:
+        (tmp_path / "benchmarks.md").write_text("# Benchmarks")
+    assert ("(benchmarks.md)" in report(full(study()), tmp_path)) is there
+
+
 class TestStock:
     @pytest.mark.parametrize(("stock", "words"), [("GPT2LMHeadModel", "as `GPT2LMHeadModel`"), (None, "cannot be exported")])
     def test_what_the_record_says(self, tmp_path, stock, words):

@@ -54,6 +54,12 @@ class TestPlan:
     def test_it_does_not_overwrite_what_the_preset_trains_from_nothing(self):
         assert {run.path.parts[0] for run in self.plan().runs} == {"p-uptrained"}
 
+    def test_a_checkpoint_that_the_preset_names_is_looked_for_where_its_output_goes(self, trained):
+        write_preset(self.preset, "corpus.txt", init="checkpoints/tiny/baseline/seed-0", uptraining=0.5)
+        plan = load_plan(str(self.preset), ["gqa"], [0], out=trained / "out")
+        assert plan.preset == "p" and plan.runs[0].max_steps == 4
+        assert plan.runs[0].config["model"]["init"] == str(trained / CHECKPOINT)
+
     def test_other_weights_are_another_run(self, trained):
         one = self.plan().runs[0].fingerprint("corpus")
         other = load_plan(str(self.preset), ["baseline"], [0], init=CHECKPOINT.replace("baseline", "rope"))

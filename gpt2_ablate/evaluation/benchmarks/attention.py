@@ -28,6 +28,7 @@ def patterns(n_head: int) -> dict[str, Pattern]:
         "window 128": Pattern(window=128),
         "window 512": Pattern(window=512),
         "window 128, half the heads dilated by 2": Pattern(window=128, dilation=half),
+        "window 512, half the heads dilated by 2": Pattern(window=512, dilation=half),
         "window 128, 1 global token": Pattern(window=128, global_tokens=(0,)),
     }
 
