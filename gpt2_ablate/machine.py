@@ -72,9 +72,19 @@ def keep_freed_memory(keep: bool = True) -> None:
     By default glibc returns what is free at the top of its heap to the kernel, which hands it back at the next step page by
     page, zeroed. False: (nearly) the default again.
     """
+    _mallopt(M_MMAP_THRESHOLD, 2**25)  # the largest that the default, which moves, comes to
+    _mallopt(M_TRIM_THRESHOLD, 2**31 - 1 if keep else 2**26)
+
+
+def hold_only_what_is_used() -> None:
+    """Let glibc map and unmap every large tensor by itself. That is slow, but the peak of the process is then that of the
+    tensors in use, and not of how a heap happens to be filled, which is luck."""
+    _mallopt(M_MMAP_THRESHOLD, 2**16)
+
+
+def _mallopt(name: int, value: int) -> None:
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        mallopt(M_MMAP_THRESHOLD, 2**25)  # the largest that the default, which moves, comes to
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1 if keep else 2**26)
+        mallopt(name, value)
 
 
 def peak_bytes(device: torch.device) -> int:

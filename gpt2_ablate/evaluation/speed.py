@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import torch
 
 from gpt2_ablate.evaluation.turns import rates, ratio, take_turns
-from gpt2_ablate.machine import autocast, current_bytes, keep_freed_memory, peak_bytes, synchronise
+from gpt2_ablate.machine import autocast, current_bytes, hold_only_what_is_used, keep_freed_memory, peak_bytes, synchronise
 from gpt2_ablate.model import GPT2, GPT2Config, KVCache
 from gpt2_ablate.model.packed import packed, worth_packing
 
@@ -24,6 +24,7 @@ def training_speed(
     configs: dict[str, GPT2Config], batch_size: int, precision: str, device: torch.device, tell: Callable[[int, int], None]
 ) -> dict[str, Speed]:
     """Speed of a whole training step (forward, backward, clip, AdamW) of each variant, see `_speeds`."""
+    keep_freed_memory()  # as training does
     steps = {name: training_step(config, batch_size, precision, device) for name, config in configs.items()}
     tokens = {name: batch_size * config.block_size for name, config in configs.items()}
     return _speeds(take_turns(steps, device, ROUNDS, tell=tell), tokens)
@@ -41,10 +42,11 @@ def decoding_speed(configs: dict[str, GPT2Config], device: torch.device, tell: C
 
 
 def training_memory(config: GPT2Config, batch_size: int, precision: str, device: torch.device) -> int:
-    """Bytes that training one variant adds to the process (CPU) or takes on the device (CUDA), at their peak.
+    """Bytes that the tensors in training one variant take at their peak.
 
     Call it in a fresh process: on a CPU the peak of a process never falls.
     """
+    hold_only_what_is_used()
     before = current_bytes(device)
     step = training_step(config, batch_size, precision, device)
     for _ in range(3):
@@ -63,7 +65,6 @@ def training_step(
     loss_of = torch.compile(model.loss) if compiled else model.loss
 
     def step() -> None:
-        keep_freed_memory()  # as training does
         with autocast(precision, device):
             loss = loss_of(ids, ids)
         loss.backward()

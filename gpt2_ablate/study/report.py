@@ -286,7 +286,7 @@ def _main_table(study: Study, figures: set[str]) -> str:
     head, rows = main_rows(study)
     measured = (
         "Speed and memory were measured apart from training, with nothing else running: medians of rounds in which all "
-        "variants took turns in one process, and of the peaks that fresh processes reached."
+        "variants took turns in one process, and what the tensors took at their peak, median of fresh processes."
         if study.metric("training_tokens_per_second")
         else "Speed and memory were not measured."
     )
@@ -416,7 +416,7 @@ def _size_and_compute(study: Study, name: str) -> str:
 
 
 def _memory(study: Study, name: str) -> str:
-    """Peaks of processes vary from one to the next: a difference is told only where their ranges are apart."""
+    """A difference is told only where the ranges of several processes are apart."""
     ranges = [[study.value(v, f"training_peak_bytes{end}") for end in ("", "_low", "_high")] for v in (name, BASELINE)]
     (own, low, high), (theirs, their_low, their_high) = ranges
     if None in ranges[0] + ranges[1]:

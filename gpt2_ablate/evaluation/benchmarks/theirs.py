@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from gpt2_ablate.errors import UserError
-from gpt2_ablate.machine import keep_freed_memory
 from gpt2_ablate.model import GPT2Config
 from gpt2_ablate.weights.huggingface import architecture_of
 
@@ -35,19 +34,14 @@ def architecture(config: GPT2Config) -> str:
     return name
 
 
-def training_step(config: GPT2Config, batch_size: int, device: torch.device, keep: bool = False) -> Callable[[], None]:
-    """model(input_ids, labels).loss.backward(), AdamW: in fp32 on a CPU; on CUDA under bf16 autocast and torch.compile.
-
-    Args:
-        keep: also with our `keep_freed_memory`, which their documentation does not show.
-    """
+def training_step(config: GPT2Config, batch_size: int, device: torch.device) -> Callable[[], None]:
+    """model(input_ids, labels).loss.backward(), AdamW: in fp32 on a CPU; on CUDA under bf16 autocast and torch.compile."""
     model = build(config).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     ids = torch.randint(config.vocab_size, (batch_size, config.block_size), device=device)
     call = torch.compile(model) if device.type == "cuda" else model
 
     def step() -> None:
-        keep_freed_memory(keep)
         with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
             loss = call(input_ids=ids, labels=ids).loss
         loss.backward()
