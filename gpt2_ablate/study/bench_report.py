@@ -65,7 +65,8 @@ def _variants(results: Numbers) -> str:
         "The variants of the default study",
         table(head, rows),
         "A report of the default study that is written after this, on the same machine and of the same code, shows these very "
-        "numbers. Decoding is that of one text at nearly full context; memory is what the tensors of training take at their peak.",
+        "numbers. Decoding is that of one text at nearly full context; memory is what the tensors of training take at their "
+        "peak.",
     )
 
 
