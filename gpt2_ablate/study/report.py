@@ -416,12 +416,13 @@ def _size_and_compute(study: Study, name: str) -> str:
 
 
 def _memory(study: Study, name: str) -> str:
-    """A difference is told only where the ranges of several processes are apart."""
+    """A difference is told only where it is a percent or more, and the ranges of several processes are apart."""
     ranges = [[study.value(v, f"training_peak_bytes{end}") for end in ("", "_low", "_high")] for v in (name, BASELINE)]
     (own, low, high), (theirs, their_low, their_high) = ranges
     if None in ranges[0] + ranges[1]:
         return ""
-    word = "more than" if low > their_high else "less than" if high < their_low else "not clearly different from"  # type: ignore[operator]
+    apart = abs(own - theirs) >= 0.01 * theirs and (low > their_high or high < their_low)  # type: ignore[operator]
+    word = "not clearly different from" if not apart else "more than" if own > theirs else "less than"  # type: ignore[operator]
     return (
         f" Training peaks at {bytes_(own)} of memory ({bytes_(low)} to {bytes_(high)}), {word} the baseline's {bytes_(theirs)} "
         f"({bytes_(their_low)} to {bytes_(their_high)})."
