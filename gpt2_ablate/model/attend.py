@@ -7,6 +7,7 @@ what `gpt2_ablate.model.reference` does, and no more work than the pattern needs
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.model.causal import causal
+from gpt2_ablate.model.config import GPT2Config
 from gpt2_ablate.model.flex import flex
 from gpt2_ablate.model.mix import unmasked
-from gpt2_ablate.model.pattern import Pattern
+from gpt2_ablate.model.pattern import Pattern, ScoreBias
 from gpt2_ablate.model.reference import reference, rows
 from gpt2_ablate.model.sliding import sliding
 
@@ -72,6 +74,21 @@ def kernel_for(pattern: Pattern, device: torch.device, T: int, dropout: float = 
     if obstacle is not None:
         raise UserError(f"kernel: {kernel} cannot run here, because {obstacle}; give auto")
     return kernel
+
+
+def kernels_of(
+    config: GPT2Config, bias: ScoreBias, device: torch.device, T: int, starts: Tensor | None = None, dropout: float = 0.0
+) -> list[str]:
+    """The names of the kernels that the layers of a model take for T tokens, each once, in the order of the layers.
+
+    Args:
+        bias, starts: see `Pattern`.
+
+    Raises:
+        UserError: the one that the config wants cannot run here.
+    """
+    patterns = [replace(Pattern.of(layer), starts=starts, score_bias=bias) for layer in config.layers]
+    return list(dict.fromkeys(kernel_for(pattern, device, T, dropout, config.kernel) for pattern in patterns))
 
 
 def find_kernel(name: str) -> Kernel:

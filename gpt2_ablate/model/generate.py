@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from gpt2_ablate.errors import UserError
-from gpt2_ablate.model.attend import kernel_for
+from gpt2_ablate.model.attend import kernels_of
 from gpt2_ablate.model.cache import KVCache
 from gpt2_ablate.model.gpt2 import GPT2
 from gpt2_ablate.model.packed import packed, worth_packing
-from gpt2_ablate.model.pattern import Pattern
 
 Choice = Callable[[Tensor], Tensor]  # logits [B, V] -> token ids [B]
 
@@ -92,9 +90,7 @@ def stream(
         needed = slice(-int(lengths.max()), None)
         input_ids, documents = input_ids[:, needed], documents[:, needed]
     B, T = input_ids.shape
-    for layer in model.config.layers:
-        pattern = replace(Pattern.of(layer), starts=documents, score_bias=model.positions.score_bias)
-        kernel_for(pattern, input_ids.device, min(T, CHUNK), kernel=layer.kernel)
+    kernels_of(model.config, model.positions.score_bias, input_ids.device, min(T, CHUNK), documents)  # or a refusal
     weight = model.embedding.weight
     try:
         model.positions.reach(T + max_new_tokens)

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 IGNORED = -100  # a target that does not count
 ROWS = 256  # tokens whose logits are held at a time, at least: 256 x 50,257 bf16 logits are 26 MB
 PIECES = 8  # and at most this many pieces
+SCORED = 128  # tokens that are scored at a time: their fp32 logits, 26 MB, are small enough that a heap keeps them
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
 def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy in nats of every single target, fp32 [N]; 0 where the target is -100. Arguments as above."""
     hidden, weight = _autocast(hidden, weight)
-    pieces = zip(hidden.split(ROWS), targets.split(ROWS), strict=True)
+    pieces = zip(hidden.split(SCORED), targets.split(SCORED), strict=True)
     return torch.cat([_losses_of_piece(h, weight, t) for h, t in pieces])
 
 

@@ -22,7 +22,7 @@ from gpt2_ablate.model import GPT2, GPT2Config
 from gpt2_ablate.study.plan import Run
 from gpt2_ablate.study.record import SCHEMA, environment, write_json, write_text
 from gpt2_ablate.training.callbacks import Memory, Perplexity, Progress, Samples, Throughput
-from gpt2_ablate.training.trainer import TrainingCLI, build, kernels_of
+from gpt2_ablate.training.trainer import TrainingCLI, build, training_kernels
 from gpt2_ablate.weights.folder import save_model
 from gpt2_ablate.weights.huggingface import architecture_of
 
@@ -205,7 +205,7 @@ def _evaluate(cli: TrainingCLI, limit: int | None) -> tuple[dict[str, Any], dict
         }
         for context in CONTEXTS
     ]
-    details["kernels"] = kernels_of(model, cli.trainer.strategy.root_device, data.separate_documents)
+    details["kernels"] = training_kernels(cli)
     details["stock"] = _stock(config)
     details["tensors"] = {name: list(p.shape) for name, p in model.named_parameters()}
     return metrics, details

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,9 +19,7 @@ from gpt2_ablate.data.module import TextData
 from gpt2_ablate.data.tokenizer import END_OF_TEXT_ID
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.machine import auto_precision
-from gpt2_ablate.model import GPT2
-from gpt2_ablate.model.attend import kernel_for
-from gpt2_ablate.model.pattern import Pattern
+from gpt2_ablate.model.attend import kernels_of
 from gpt2_ablate.training.module import LanguageModel
 
 
@@ -125,7 +122,7 @@ def _check(cli: TrainingCLI) -> None:
     if settings.gradient_clip_algorithm not in (None, "norm"):
         raise UserError(f"trainer.gradient_clip_algorithm: {settings.gradient_clip_algorithm!r} is not done here; give norm")
     try:
-        kernels_of(cli.model.model, cli.trainer.strategy.root_device, cli.datamodule.separate_documents)
+        training_kernels(cli)
     except UserError as error:
         raise UserError(f"model.config.{error}") from error
     vocab_size = cli.model.model.config.vocab_size
@@ -135,16 +132,15 @@ def _check(cli: TrainingCLI) -> None:
         )
 
 
-def kernels_of(model: GPT2, device: torch.device, separate_documents: bool = False) -> list[str]:
-    """The names of the attention kernels that its training takes, in the order of its layers.
+def training_kernels(cli: TrainingCLI) -> list[str]:
+    """The names of the attention kernels that this training takes.
 
     Raises:
         UserError: the one that the config wants cannot run here.
     """
-    config = model.config
-    starts = torch.zeros(1, config.block_size, dtype=torch.long, device=device) if separate_documents else None
-    patterns = [replace(Pattern.of(layer), starts=starts, score_bias=model.positions.score_bias) for layer in config.layers]
-    return list(dict.fromkeys(kernel_for(p, device, config.block_size, config.dropout, config.kernel) for p in patterns))
+    config, device = cli.model.model.config, cli.trainer.strategy.root_device
+    starts = torch.zeros(1, config.block_size, dtype=torch.long) if cli.datamodule.separate_documents else None
+    return kernels_of(config, cli.model.model.positions.score_bias, device, config.block_size, starts, config.dropout)
 
 
 def one_line(message: str) -> str:
