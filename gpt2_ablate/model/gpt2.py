@@ -114,8 +114,5 @@ class GPT2(nn.Module):
 
         Equals `cross_entropy(self(input_ids), targets)`, but never holds all logits (see `gpt2_ablate.model.loss`).
         """
-        return self.loss_of_hidden(self.hidden(input_ids, documents=documents), targets)
-
-    def loss_of_hidden(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """The same from `hidden` [B, T, C], for callers that need the residual stream as well."""
+        hidden = self.hidden(input_ids, documents=documents)
         return linear_cross_entropy(hidden.flatten(0, 1), self.embedding.weight, targets.flatten())

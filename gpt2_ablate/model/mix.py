@@ -11,8 +11,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-SCORES = 2**20  # held at a time by `_HalfOnCPU`: 2 MB, about what a core's cache holds
+SCORES = 2**20  # worked on together, unless one text has more: 2 MB of bf16, about what a core's cache holds
 
 
 def masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
@@ -24,9 +25,10 @@ def masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) 
         dropout: probability of dropping an attention weight.
     """
     if mask.dtype == torch.bool and slow_in_torch(q, k, v, dropout):
-        return half_on_cpu(q, k, v, torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, float("-inf")))
-    mask = _rows_of_groups(mask if mask.dtype == torch.bool else mask.to(q.dtype), q.shape[1], k.shape[1])
-    y = F.scaled_dot_product_attention(_folded(q, k.shape[1]), k, v, attn_mask=mask, dropout_p=dropout)
+        hide = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, float("-inf"))
+        return _HalfOnCPU.apply(folded(q, k.shape[1]), k, v, folded_mask(hide, q.shape[1], k.shape[1])).reshape(q.shape)
+    mask = folded_mask(mask if mask.dtype == torch.bool else mask.to(q.dtype), q.shape[1], k.shape[1])
+    y = F.scaled_dot_product_attention(folded(q, k.shape[1]), k, v, attn_mask=mask, dropout_p=dropout)
     return y.reshape(q.shape)
 
 
@@ -35,31 +37,20 @@ def unmasked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if not slow_in_torch(q, k, v, 0.0):
         # Unfolded, because torch's kernel shares heads among the cores, but not the rows of one.
         return F.scaled_dot_product_attention(q, k, v, enable_gqa=bool(q.shape[1] != k.shape[1]))
-    folded = _folded(q, k.shape[1])
-    if folded.shape[2] == 1:
+    rows = folded(q, k.shape[1])
+    if rows.shape[2] == 1:
         # It is nearly twice as fast for two rows of bf16 as for one.
-        return F.scaled_dot_product_attention(folded.expand(-1, -1, 2, -1), k, v)[:, :, :1]
-    return F.scaled_dot_product_attention(folded, k, v).reshape(q.shape)
+        return F.scaled_dot_product_attention(rows.expand(-1, -1, 2, -1), k, v)[:, :, :1]
+    return F.scaled_dot_product_attention(rows, k, v).reshape(q.shape)
 
 
-def half_on_cpu(q: Tensor, k: Tensor, v: Tensor, hide: Tensor) -> Tensor:
-    """The same where `slow_in_torch`.
-
-    Args:
-        hide: [N or 1, H or 1, Tq, K], added to the scores of the last K keys: 0, or -inf where a key is not seen. All see
-            the earlier ones.
-    """
-    y = _HalfOnCPU.apply(_folded(q, k.shape[1]), k, v, _rows_of_groups(hide, q.shape[1], k.shape[1]))
-    return y.reshape(q.shape)
-
-
-def _folded(q: Tensor, G: int) -> Tensor:
+def folded(q: Tensor, G: int) -> Tensor:
     """Queries [N, H, Tq, D] -> [N, G, (H / G) Tq, D]."""
     N, H, Tq, D = q.shape
     return q.reshape(N, G, H // G * Tq, D)
 
 
-def _rows_of_groups(mask: Tensor, H: int, G: int) -> Tensor:
+def folded_mask(mask: Tensor, H: int, G: int) -> Tensor:
     """The mask [.., H or 1, Tq, Tk] of folded queries: [.., G or 1, (H / G) Tq, Tk]."""
     if mask.shape[1] == H:
         return mask.unflatten(1, (G, H // G)).flatten(2, 3)
@@ -67,42 +58,56 @@ def _rows_of_groups(mask: Tensor, H: int, G: int) -> Tensor:
 
 
 def slow_in_torch(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> bool:
-    """Whether this is what `_HalfOnCPU` is for."""
+    """Whether plain products beat torch's kernel: for bf16 on a CPU, 2.5 times."""
     return q.device.type == "cpu" and q.dtype == k.dtype == v.dtype == torch.bfloat16 and not dropout
 
 
 class _HalfOnCPU(torch.autograd.Function):
-    """The same by plain products, a few texts at a time, where torch's kernel is slow: bf16 on a CPU, 2.5 times.
+    """`masked` by plain products, a few texts at a time, where `slow_in_torch`.
 
-    Only the inputs are kept for the backward pass; the weights are computed again. The softmax reads and writes bf16 but
-    works in fp32.
+    Only the inputs are kept for the backward pass; the weights are computed again.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, hide: Tensor) -> Tensor:
         ctx.save_for_backward(q, k, v, hide)
-        return torch.cat([_weights(*piece) @ values for *piece, values in _pieces(q, k, hide, v)])
+        return torch.cat([weights(*piece) @ values for *piece, values in _pieces(q, k, hide, v)])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        found = []
-        for q, k, v, hide, dy in _pieces(*ctx.saved_tensors, *gradients):
-            weights, scale = _weights(q, k, hide), q.shape[-1] ** -0.5
-            scores = torch._softmax_backward_data(dy @ v.mT, weights, -1, weights.dtype)
-            found.append(((scores @ k).mul_(scale), scores.mT @ (q * scale), weights.mT @ dy))
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        found = [gradients(*piece) for piece in _pieces(*ctx.saved_tensors, dy)]
         dq, dk, dv = (torch.cat(pieces) for pieces in zip(*found, strict=True))
         return dq, dk, dv, None
 
 
-def _weights(q: Tensor, k: Tensor, hide: Tensor) -> Tensor:
+def weights(q: Tensor, k: Tensor, hide: Tensor) -> Tensor:
+    """The softmax of the scores: queries [N, G, Tq, D] over keys [N, G, Tk, D] -> [N, G, Tq, Tk], in fp32, then rounded.
+
+    Args:
+        hide: [N or 1, G or 1, Tq, K], added to the scores of the last K keys: 0, or -inf where a key is not seen. All see
+            the earlier ones.
+    """
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
     scores[..., -hide.shape[-1] :] += hide  # which is faster than filling
-    return scores.softmax(-1)
+    return torch.softmax(scores, -1, out=scores)
+
+
+def gradients(q: Tensor, k: Tensor, v: Tensor, hide: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of queries, keys and values, given that [N, G, Tq, D] of `weights(q, k, hide) @ v`."""
+    p, scale = weights(q, k, hide), q.shape[-1] ** -0.5
+    scores = torch._softmax_backward_data(dy @ v.mT, p, -1, p.dtype)
+    return (scores @ k).mul_(scale), scores.mT @ (q * scale), p.mT @ dy
 
 
 def _pieces(q: Tensor, k: Tensor, *others: Tensor) -> Any:
     """All tensors in pieces along N that have at most SCORES scores, or one text."""
-    texts = max(1, SCORES // (q.shape[1] * q.shape[2] * k.shape[2]))
+    texts = texts_at_a_time(q.shape[1] * q.shape[2] * k.shape[2])
     count = -(-len(q) // texts)
     split = [x.split(texts) if len(x) == len(q) else [x] * count for x in (q, k, *others)]
     return zip(*split, strict=True)
+
+
+def texts_at_a_time(scores: int) -> int:
+    """How many texts of so many scores each are worked on together."""
+    return max(1, SCORES // scores)

@@ -57,7 +57,7 @@ class LanguageModel(LightningModule):
         self.weight_decay, self.betas = weight_decay, betas
         self.seed = torch.initial_seed() % 2**32
         self.model = GPT2(config) if init is None else _converted(init, config)
-        self.loss_and_hidden = torch.compile(self._loss_and_hidden) if compile else self._loss_and_hidden
+        self.loss = torch.compile(self.model.loss) if compile else self.model.loss
         self.save_hyperparameters(
             {**asdict(config), "learning_rate": learning_rate, "warmup_steps": warmup_steps, "weight_decay": weight_decay}
         )
@@ -69,24 +69,17 @@ class LanguageModel(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """Mean loss of one batch: input_ids and targets [B, T] each, and documents [B, T] where they are kept apart."""
-        loss, hidden = self.loss_and_hidden(*batch)
+        loss = self.loss(*batch)
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            # The loss that trains is rounded (see model.loss); the one that people read is worth a second look.
-            with torch.no_grad():
-                exact = self.model.loss_of_hidden(hidden, batch[1])
-            if not exact.isfinite():
+            if not loss.isfinite():
                 raise NonFiniteLoss(
-                    f"the loss became {exact.item()} by step {self.global_step + 1}; lower learning_rate "
+                    f"the loss became {loss.item()} by step {self.global_step + 1}; lower learning_rate "
                     f"(now {self.learning_rate:g}) or give more warmup_steps (now {self.warmup_steps})"
                 )
-            self.log("train/loss", exact, prog_bar=True)
-            self.log("train/perplexity", exact.exp())
+            self.log("train/loss", loss.detach(), prog_bar=True)
+            self.log("train/perplexity", loss.detach().exp())
             self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
-
-    def _loss_and_hidden(self, input_ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        hidden = self.model.hidden(input_ids, None, documents)
-        return self.model.loss_of_hidden(hidden, targets), hidden
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """Mean loss of one batch."""

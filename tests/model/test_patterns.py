@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from gpt2_ablate.model import mix
 from gpt2_ablate.model.attend import attend, kernel_for
 from gpt2_ablate.model.flex import block_mask, flex
 from gpt2_ablate.model.pattern import Pattern
@@ -108,6 +109,22 @@ def test_bf16_is_right_to_its_precision(T, dilation, global_tokens, documents):
     for ours, theirs in zip(found, (expected, *torch.autograd.grad(expected, exact, cotangent.double())), strict=True):
         assert ours.dtype == torch.bfloat16
         assert (ours - theirs).norm() < 0.02 * theirs.norm()
+
+
+@pytest.mark.parametrize("T", [1, 100, 128, 300])
+@pytest.mark.parametrize("G", [1, 2, 4])
+@pytest.mark.parametrize("scores", [2**20, 1])
+def test_plain_causal_bf16_is_right_to_its_precision(T, G, scores, monkeypatch):
+    """The same; however many texts are worked on at a time."""
+    monkeypatch.setattr(mix, "SCORES", scores)
+    inputs = qkv(4, G, T, B=3, D=32, dtype=torch.bfloat16)
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    y, expected = attend(*inputs, Pattern(), kernel="causal"), attend(*exact, Pattern(), kernel="reference")
+    cotangent = torch.randn_like(y)
+    found = y, *torch.autograd.grad(y, inputs, cotangent)
+    for ours, theirs in zip(found, (expected, *torch.autograd.grad(expected, exact, cotangent.double())), strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert (ours - theirs).norm() < 0.02 * theirs.norm() + 1e-6
 
 
 @pytest.mark.parametrize("window", [None, 8])
