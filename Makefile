@@ -55,7 +55,7 @@ bench: install ## speed and memory beside transformers, reports/benchmarks.md; Q
 	@$(BIN)/gpt2-ablate bench --out "$(OUT)" $(if $(QUICK),--quick)
 
 test: lint ## lint, types and tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install ## ruff and mypy
 	@$(BIN)/ruff check .
