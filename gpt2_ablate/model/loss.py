@@ -21,8 +21,8 @@ SCORED = 128  # tokens that are scored at a time: their fp32 logits, 26 MB, are 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy in nats, fp32 or better, of `hidden @ weight.T` against `targets`; targets of -100 do not count.
 
-    With gradients, a token counts for at most the negative logarithm of the dtype's smallest number, 87 nats in fp32 and bf16;
-    its gradient is right all the same.
+    With gradients, a token counts for at most the negative logarithm of the smallest number that the products' dtype holds: 87
+    nats in fp32 and bf16, 16.6 in fp16. Its gradient is right all the same.
 
     Args:
         hidden: [N, C].
@@ -71,11 +71,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             likelihoods.append(p[hit].to(wide))
             p[hit] -= 1
             dh.append(p @ w)
-            # As [C, V]: products of this shape are faster on a CPU, half as long again the other way round.
+            # As [C, V]: on a CPU products of this shape are 1.6 to 1.8 times as fast as of the other.
             dw = column @ p if dw is None else dw.addmm_(column, p)
         ctx.save_for_backward(torch.cat(dh), dw, shares)
         ctx.like = hidden.dtype, weight.dtype
-        return -(torch.cat(likelihoods).clamp(min=torch.finfo(wide).tiny).log() * shares).sum()
+        least = max(torch.finfo(wide).tiny, torch.finfo(dtype).tiny * torch.finfo(dtype).eps)
+        return -(torch.cat(likelihoods).clamp(min=least).log() * shares).sum()
 
     @staticmethod
     @once_differentiable

@@ -28,7 +28,7 @@ class LanguageModel(LightningModule):
         weight_decay: of matrices and embeddings; biases and norms are not decayed (Brown et al. 2005.14165, appendix B).
         betas: AdamW's averaging of gradients and of their squares.
         init: a checkpoint to start from, converted to `config` (see `gpt2_ablate.weights`); None: random weights.
-        compile: whether training steps go through torch.compile; the first takes a minute or two longer.
+        compile: whether training steps go through torch.compile; the first takes minutes.
 
     Raises:
         UserError: a value is out of range.

@@ -94,6 +94,14 @@ def test_in_double_precision_it_is_that_precise():
     close(torch.autograd.grad(found, inputs[:2]), torch.autograd.grad(expected, inputs[:2]), 1e-12)
 
 
+@pytest.mark.parametrize("size", [10.0, 30.0])
+def test_fp16_tells_likely_and_unlikely_targets_apart(size):
+    """Nor does one whose probability fp16 cannot say count for more than it costs."""
+    hidden, weight, targets = torch.eye(4), size * torch.eye(4), torch.tensor([1, 2, 3, 0])
+    value = linear_cross_entropy(hidden.half().requires_grad_(), weight.half().requires_grad_(), targets)
+    close(value, plain(hidden, weight, targets).clamp(max=16.6), 0.02)
+
+
 @pytest.mark.parametrize("size", [30.0, 1e4])
 def test_the_gradient_is_right_however_unlikely_a_target_is(size):
     """Where its probability is no number of fp32 any more, the value is 87 nats at least."""
