@@ -11,7 +11,7 @@ import torch
 from gpt2_ablate.evaluation.turns import rates, ratio, take_turns
 from gpt2_ablate.machine import autocast, current_bytes, hold_only_what_is_used, keep_freed_memory, peak_bytes, synchronise
 from gpt2_ablate.model import GPT2, GPT2Config, KVCache
-from gpt2_ablate.model.packed import packed, worth_packing
+from gpt2_ablate.model.rows import fast_rows, worth_it
 
 ROUNDS = 11
 DECODED = 32  # tokens
@@ -77,8 +77,8 @@ def training_step(
 
 def _decoding(config: GPT2Config, device: torch.device, stack: ExitStack) -> Callable[[], None]:
     model = GPT2(config).to(device).eval()
-    if worth_packing(model, 1, DECODED):  # as `generate` does
-        stack.enter_context(packed(model))
+    if worth_it(model, 1, DECODED):  # as `generate` does
+        stack.enter_context(fast_rows(model))
     prompt = torch.randint(config.vocab_size, (1, config.block_size - _decoded(config)), device=device)
     cache = KVCache(config, device=device)
     with torch.inference_mode():

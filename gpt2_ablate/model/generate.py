@@ -12,7 +12,7 @@ from gpt2_ablate.errors import UserError
 from gpt2_ablate.model.attend import kernels_of
 from gpt2_ablate.model.cache import KVCache
 from gpt2_ablate.model.gpt2 import GPT2
-from gpt2_ablate.model.packed import packed, worth_packing
+from gpt2_ablate.model.rows import fast_rows, worth_it
 
 Choice = Callable[[Tensor], Tensor]  # logits [B, V] -> token ids [B]
 
@@ -123,7 +123,7 @@ def _continue(
     was_training = model.training
     model.eval()
     try:
-        with packed(model) if worth_packing(model, B, max_new_tokens) else nullcontext():
+        with fast_rows(model) if worth_it(model, B, max_new_tokens) else nullcontext():
             for _ in range(max_new_tokens):
                 for ids, numbers in unread:
                     hidden = model.hidden(ids, cache, numbers)

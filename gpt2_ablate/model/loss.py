@@ -60,9 +60,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         counts = targets != IGNORED
         shares = counts.to(wide) / counts.sum()  # [N], of each token in the mean
         targets = targets.where(counts, 0)
+        # As [C, V]: on a CPU products of this shape are 1.6 to 1.8 times as fast as of the other. Made before what is freed
+        # on return, so that a heap has that in one piece for the gradient that the backward pass makes of it.
+        dw = weight.new_zeros(weight.shape[::-1], dtype=dtype)
         w = weight.to(dtype)
         columns = (hidden * shares[:, None]).to(dtype).T.contiguous()  # [C, N]
-        likelihoods, dh, dw = [], [], None
+        likelihoods, dh = [], []
         rows = max(ROWS, -(-len(hidden) // PIECES))
         for h, t, column in zip(hidden.to(dtype).split(rows), targets.split(rows), columns.split(rows, 1), strict=True):
             logits = h @ w.T  # [R, V]
@@ -71,8 +74,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             likelihoods.append(p[hit].to(wide))
             p[hit] -= 1
             dh.append(p @ w)
-            # As [C, V]: on a CPU products of this shape are 1.6 to 1.8 times as fast as of the other.
-            dw = column @ p if dw is None else dw.addmm_(column, p)
+            dw.addmm_(column, p)
         ctx.save_for_backward(torch.cat(dh), dw, shares)
         ctx.like = hidden.dtype, weight.dtype
         least = max(torch.finfo(wide).tiny, torch.finfo(dtype).tiny * torch.finfo(dtype).eps)

@@ -16,7 +16,7 @@ from gpt2_ablate.evaluation.benchmarks.limits import DTYPES
 from gpt2_ablate.evaluation.turns import rates, ratio, take_turns, tell_round
 from gpt2_ablate.machine import current_bytes, synchronise
 from gpt2_ablate.model import GPT2, GPT2Config, KVCache, generate
-from gpt2_ablate.model.packed import packed, worth_packing
+from gpt2_ablate.model.rows import fast_rows, worth_it
 
 Tell = Callable[[str], None]
 READ = 2**28  # bytes, larger than any cache
@@ -83,8 +83,8 @@ def by_context(
     found: dict[str, dict[str, Any]] = {name: {} for name in configs}
     with ExitStack() as stack:
         for model in models.values():
-            if worth_packing(model, batch_size, TEXT):  # as `stream` does
-                stack.enter_context(packed(model))
+            if worth_it(model, batch_size, TEXT):  # as `stream` does
+                stack.enter_context(fast_rows(model))
         for context in contexts:
             tell(f"decoding: reading {batch_size} x {context:,} tokens")
             ids = torch.randint(vocab_size, (batch_size, context), device=device)
