@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from gpt2_ablate.model.attend import attend, attend_cached, find_kernel
 from gpt2_ablate.model.cache import LayerCache
 from gpt2_ablate.model.config import GPT2Config
+from gpt2_ablate.model.linear import Linear
 from gpt2_ablate.model.parts import part
 from gpt2_ablate.model.pattern import Pattern
 from gpt2_ablate.model.positions import Positions
@@ -31,8 +32,8 @@ class SelfAttention(nn.Module):
         self.kernel = config.kernel
         find_kernel(config.kernel)
         self.dropout = config.dropout
-        self.qkv = nn.Linear(config.n_embd, sum(self.heads) * config.head_dim)
-        self.output = nn.Linear(config.n_embd, config.n_embd)
+        self.qkv = Linear(config.n_embd, sum(self.heads) * config.head_dim)
+        self.output = Linear(config.n_embd, config.n_embd)
 
     def forward(
         self, x: Tensor, where: Tensor, positions: Positions, cache: LayerCache | None = None, starts: Tensor | None = None

@@ -16,6 +16,7 @@ from gpt2_ablate.model.documents import starts_of
 from gpt2_ablate.model.loss import linear_cross_entropy
 from gpt2_ablate.model.parts import find_part
 from gpt2_ablate.model.positions import Positions
+from gpt2_ablate.model.tied import tied
 
 
 class Block(nn.Module):
@@ -88,15 +89,19 @@ class GPT2(nn.Module):
         Raises:
             UserError: the text is longer than the positions can tell.
         """
-        start = cache.length if cache is not None else 0
-        where = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)
+        return self._hidden(self.embedding(input_ids), cache, documents)
+
+    def _hidden(self, rows: Tensor, cache: KVCache | None, documents: Tensor | None) -> Tensor:
+        """As `hidden`, from the tokens' rows [B, T, C] of the embedding."""
+        start, length = (cache.length if cache is not None else 0), rows.shape[1]
+        where = torch.arange(start, start + length, device=rows.device)
         starts = starts_of(documents, where, cache)
         told = where if starts is None else where - starts
-        length, longest = start + input_ids.shape[1], self.positions.max_length
+        length, longest = start + length, self.positions.max_length
         if starts is not None and longest is not None and length > longest:
             length = int(told.max()) + 1  # of the longest document; a GPU is waited for here, so only where it matters
         self.positions.reach(length)
-        x = self.dropout(self.positions.embed(self.embedding(input_ids), told))
+        x = self.dropout(self.positions.embed(rows, told))
         for i, block in enumerate(self.blocks):
             x = block(x, where, self.positions, cache.layers[i] if cache is not None else None, starts)
         return self.norm(x)
@@ -114,5 +119,6 @@ class GPT2(nn.Module):
 
         Equals `cross_entropy(self(input_ids), targets)`, but never holds all logits (see `gpt2_ablate.model.loss`).
         """
-        hidden = self.hidden(input_ids, documents=documents)
-        return linear_cross_entropy(hidden.flatten(0, 1), self.embedding.weight, targets.flatten())
+        rows, weight = tied(self.embedding.weight, input_ids)
+        hidden = self._hidden(rows, None, documents)
+        return linear_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten())

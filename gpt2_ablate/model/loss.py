@@ -60,21 +60,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
         counts = targets != IGNORED
         shares = counts.to(wide) / counts.sum()  # [N], of each token in the mean
         targets = targets.where(counts, 0)
-        # As [C, V]: on a CPU products of this shape are 1.6 to 1.8 times as fast as of the other. Made before what is freed
-        # on return, so that a heap has that in one piece for the gradient that the backward pass makes of it.
-        dw = weight.new_zeros(weight.shape[::-1], dtype=dtype)
+        # As [C, V]: on a CPU products of this shape are 1.6 to 1.8 times as fast as of the other. Made ahead of what is freed
+        # on return, so that the gradient that the backward pass makes of it finds room there.
+        dw = torch.empty(weight.shape[::-1], dtype=dtype, device=weight.device)
         w = weight.to(dtype)
         columns = (hidden * shares[:, None]).to(dtype).T.contiguous()  # [C, N]
         likelihoods, dh = [], []
         rows = max(ROWS, -(-len(hidden) // PIECES))
-        for h, t, column in zip(hidden.to(dtype).split(rows), targets.split(rows), columns.split(rows, 1), strict=True):
+        pieces = zip(hidden.to(dtype).split(rows), targets.split(rows), columns.split(rows, 1), strict=True)
+        for n, (h, t, column) in enumerate(pieces):
             logits = h @ w.T  # [R, V]
             p = torch.softmax(logits, -1, out=logits)
             hit = torch.arange(len(t), device=t.device), t
             likelihoods.append(p[hit].to(wide))
             p[hit] -= 1
             dh.append(p @ w)
-            dw.addmm_(column, p)
+            dw.addmm_(column, p, beta=min(n, 1))
         ctx.save_for_backward(torch.cat(dh), dw, shares)
         ctx.like = hidden.dtype, weight.dtype
         least = max(torch.finfo(wide).tiny, torch.finfo(dtype).tiny * torch.finfo(dtype).eps)

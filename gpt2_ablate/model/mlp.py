@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2_ablate.model.config import GPT2Config
+from gpt2_ablate.model.linear import Linear
 from gpt2_ablate.model.parts import part
 
 
@@ -15,8 +16,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPT2Config):
         super().__init__()
-        self.input = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.output = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.input = Linear(config.n_embd, 4 * config.n_embd)
+        self.output = Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.output(F.gelu(self.input(x), approximate="tanh"))

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2_ablate.model.gpt2 import GPT2
+from gpt2_ablate.model.linear import Linear
 
 SOURCE = Path(__file__).with_name("rows.c")
 ROWS = 4  # texts continued together, at most: what rows.c knows
@@ -45,7 +46,7 @@ def worth_it(model: GPT2, rows: int, tokens: int) -> bool:
 @contextmanager
 def fast_rows(model: GPT2) -> Iterator[None]:
     """Within, all products of the model with four rows at most, without gradients, are made by rows.c."""
-    linears = [module for module in model.modules() if type(module) is nn.Linear]
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear) and type(m).forward in (nn.Linear.forward, Linear.forward)]
     for linear in linears:
         linear.forward = _product(linear.weight, linear.bias)  # type: ignore[assignment, method-assign]
     model.head = _product(model.embedding.weight, None)  # type: ignore[assignment, method-assign]

@@ -150,5 +150,5 @@ def _decoding(call: Callable, quick: bool, device: str, rounds: int) -> dict[str
             )
             for batch_size in batches
         },
-        "long_text": call("decoding:far_past_the_window", window, 2048 if quick else 16384, 256 if quick else 1024, device),
+        "long_text": call("decoding:far_past_the_window", window, *((2048, 256, 3) if quick else (16384, 1024, 11)), device),
     }  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gpt2_ablate.study.prose import bytes_, number, percent_change, table
+from gpt2_ablate.study.prose import bytes_, number, table
 from gpt2_ablate.study.statistics import BASELINE
 
 Numbers = dict[str, Any]
@@ -163,16 +163,14 @@ def _decoding(results: Numbers) -> str:
     return _section("Generation", *parts)
 
 
-def _long_text(rows: list[Numbers]) -> str:
-    first, last = rows[0], rows[-1]
-    change = percent_change(last["seconds_per_token"], first["seconds_per_token"])
+def _long_text(found: Numbers) -> str:
+    first, last = found["stretches"][0], found["stretches"][-1]
     grown = last["process_bytes"] - first["process_bytes"]
     return (
-        f"One text of {last['tokens']:,} tokens through a window of 64: from the first {first['tokens']:,} tokens to the last, "
-        f"the time per token is {change if change == 'unchanged' else 'changed by ' + change} (it lay between "
-        f"{1e3 * min(r['seconds_per_token'] for r in rows):.2f} and {1e3 * max(r['seconds_per_token'] for r in rows):.2f} ms), "
-        f"the cache holds {bytes_(last['cache_bytes'])}, as it did at first ({bytes_(first['cache_bytes'])}), and the process "
-        f"has grown by {bytes_(max(0, grown))}."
+        f"One text of {last['tokens']:,} tokens through a window of 64: a token at its end takes "
+        f"{_percent(found['late_against_early'])} of the time of one after {first['tokens']:,} (in turns), the cache holds "
+        f"{bytes_(last['cache_bytes'])}, as it did then ({bytes_(first['cache_bytes'])}), and the process has grown by "
+        f"{bytes_(max(0, grown))}."
     )
 
 

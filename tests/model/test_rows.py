@@ -20,7 +20,7 @@ def always(monkeypatch):
 
 
 def products(model):
-    return [module.forward for module in model.modules() if type(module) is nn.Linear]
+    return [module.forward for module in model.modules() if isinstance(module, nn.Linear)]
 
 
 @pytest.mark.parametrize("M", [1, 2, 3, 4, 5])

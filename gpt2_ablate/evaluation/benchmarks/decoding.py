@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -100,42 +101,52 @@ def by_context(
 
 
 @torch.inference_mode()
-def far_past_the_window(config: dict[str, Any], tokens: int, every: int, device_name: str, tell: Tell) -> list[dict[str, float]]:
-    """One text of so many generated tokens: every so often the time a token took, and the memory in use.
+def far_past_the_window(
+    config: dict[str, Any], tokens: int, every: int, rounds: int, device_name: str, tell: Tell
+) -> dict[str, Any]:
+    """One text of so many generated tokens: the memory in use every so often, and at its end the time of a token beside that
+    of a token of a text that has only `every`, in turns.
 
     Returns:
-        [{"tokens", "seconds_per_token" (median of the stretch), "cache_bytes", "process_bytes"}]
+        {"stretches": [{"tokens", "seconds_per_token" (median of the stretch), "cache_bytes", "process_bytes"}],
+        "late_against_early": the ratio of the times}
     """
     device = torch.device(device_name)
     ours = GPT2Config(**config)
     model = GPT2(ours).to(device).eval()
-    cache = KVCache(ours, 1, tokens + 1, torch.float32, device)
-    steps = _steps(model, torch.zeros(1, 1, dtype=torch.long, device=device), cache)
-    found, seconds = [], []
+    start = torch.zeros(1, 1, dtype=torch.long, device=device)
+    room = tokens + TEXT * (rounds + 2)
+    cache = KVCache(ours, 1, room, torch.float32, device)
+    late = _steps(model, start, cache)
+    stretches, seconds = [], []
     for n in range(1, tokens + 1):
-        start = time.perf_counter()
-        next(steps)
+        began = time.perf_counter()
+        next(late)
         synchronise(device)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.perf_counter() - began)
         if n % every == 0:
             tell(f"one long text, {n:,}/{tokens:,} tokens")
-            found.append({
-                "tokens": n, "seconds_per_token": sorted(seconds)[len(seconds) // 2], "cache_bytes": cache.nbytes,
+            stretches.append({
+                "tokens": n, "seconds_per_token": statistics.median(seconds), "cache_bytes": cache.nbytes,
                 "process_bytes": current_bytes(device),
             })  # fmt: skip
             seconds = []
-    return found
+    early = _steps(model, start.expand(1, every), KVCache(ours, 1, room, torch.float32, device))
+    next(early)
+    turns = {"late": partial(_take, late, TEXT), "early": partial(_take, early, TEXT)}
+    taken = take_turns(turns, device, rounds, 1, partial(tell_round, tell, "the end of the long text"))
+    return {"stretches": stretches, "late_against_early": ratio(taken["early"], taken["late"])}
 
 
 def _decoder(model: GPT2, ids: Tensor, cache: KVCache, new: int) -> Callable[[], None]:
     steps = _steps(model, ids, cache)
     next(steps)
+    return partial(_take, steps, new)
 
-    def turn() -> None:
-        for _ in range(new):
-            next(steps)
 
-    return turn
+def _take(steps: Iterator[Tensor], count: int) -> None:
+    for _ in range(count):
+        next(steps)
 
 
 def _steps(model: GPT2, ids: Tensor, cache: KVCache) -> Iterator[Tensor]:
