@@ -117,7 +117,8 @@ class GPT2(nn.Module):
     def loss(self, input_ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
         """Mean cross-entropy in nats of targets [B, T] given input_ids [B, T]; targets of -100 do not count.
 
-        Equals `cross_entropy(self(input_ids), targets)`, but never holds all logits (see `gpt2_ablate.model.loss`).
+        Equals `cross_entropy(self(input_ids), targets)`, but never holds all logits (see `gpt2_ablate.model.loss`), and reads
+        the embedding's weight without calling the module, so that hooks on that are not run.
         """
         rows, weight = tied(self.embedding.weight, input_ids)
         hidden = self._hidden(rows, None, documents)

@@ -15,11 +15,12 @@ from torch.autograd.function import once_differentiable
 
 
 class Linear(nn.Linear):
-    """[..., C] -> [..., N]: x W^T + b, as torch's."""
+    """[..., C] -> [..., N]: x W^T + b, as torch's. Under autocast there is no second derivative."""
 
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
-        if torch.is_grad_enabled() and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        narrows = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if narrows and torch.is_grad_enabled() and x.dtype != torch.float64:  # which autocast leaves alone
             return _Narrowed.apply(x, self.weight, self.bias, torch.get_autocast_dtype(device))
         return super().forward(x)
 
@@ -36,10 +37,10 @@ class _Narrowed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (x, weight), (of_x, of_weight, of_bias, _) = ctx.saved_tensors, ctx.needs_input_grad
-        flat = dy.flatten(0, -2)
+        flat = dy.reshape(-1, dy.shape[-1])
         return (
             (dy @ weight.to(dy.dtype)).to(ctx.like) if of_x else None,
-            (flat.T @ x.flatten(0, -2)).to(weight.dtype) if of_weight else None,
+            (flat.T @ x.reshape(-1, x.shape[-1])).to(weight.dtype) if of_weight else None,
             flat.sum(0, dtype=weight.dtype) if of_bias else None,
             None,
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -46,10 +47,10 @@ def worth_it(model: GPT2, rows: int, tokens: int) -> bool:
 @contextmanager
 def fast_rows(model: GPT2) -> Iterator[None]:
     """Within, all products of the model with four rows at most, without gradients, are made by rows.c."""
-    linears = [m for m in model.modules() if isinstance(m, nn.Linear) and type(m).forward in (nn.Linear.forward, Linear.forward)]
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear) and type(m) in (nn.Linear, Linear)]
     for linear in linears:
-        linear.forward = _product(linear.weight, linear.bias)  # type: ignore[assignment, method-assign]
-    model.head = _product(model.embedding.weight, None)  # type: ignore[assignment, method-assign]
+        linear.forward = functools.partial(_product, linear)  # type: ignore[method-assign]
+    model.head = functools.partial(_product, model.embedding)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -58,43 +59,40 @@ def fast_rows(model: GPT2) -> Iterator[None]:
         model.__dict__.pop("head", None)
 
 
-def _product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    runs = _compiled() or {}
-
-    def product(x: Tensor) -> Tensor:
-        rows, run = x.numel() // x.shape[-1], runs.get(x.dtype)
-        if run is None or rows > ROWS or torch.is_grad_enabled() or not all(_is_plain(w, x.dtype) for w in (weight, bias)):
-            return F.linear(x, weight, bias)
-        wide = x.float().contiguous()
-        y = x.new_empty(*x.shape[:-1], len(weight))
-        b = None if bias is None else bias.data_ptr()
-        run(wide.data_ptr(), weight.data_ptr(), b, y.data_ptr(), rows, *weight.shape)
-        return y
-
-    return product
+def _product(owner: nn.Linear | nn.Embedding, x: Tensor) -> Tensor:
+    """x [..., K] times the owner's weight [N, K], plus its bias if it has one -> [..., N]."""
+    weight, bias = owner.weight, getattr(owner, "bias", None)  # as they are now: they may have been changed since
+    x, (N, K), run = x.contiguous(), weight.shape, (_compiled() or {}).get(x.dtype)
+    read = [x, weight] if bias is None else [x, weight, bias]
+    fits = x.shape[-1] == K and x.numel() <= ROWS * K
+    if run is None or not fits or torch.is_grad_enabled() or not all(_is_plain(tensor, x.dtype) for tensor in read):
+        return F.linear(x, weight, bias)
+    wide, y = x.float(), x.new_empty(*x.shape[:-1], N)
+    b = None if bias is None else bias.data_ptr()
+    run(wide.data_ptr(), weight.data_ptr(), b, y.data_ptr(), y.numel() // N, N, K)
+    return y
 
 
-def _is_plain(weight: Tensor | None, dtype: torch.dtype) -> bool:
-    """Whether C can read it: its owner may have moved, cast or quantised it since."""
-    if weight is None:
-        return True
-    return weight.dtype == dtype and weight.is_cpu and weight.is_contiguous() and type(weight.data) is Tensor
+def _is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether C can read it."""
+    return tensor.is_cpu and tensor.dtype == dtype and tensor.is_contiguous() and type(tensor.data) is Tensor
 
 
 @functools.cache
 def _compiled() -> dict[torch.dtype, Callable[..., None]] | None:
     """The functions of rows.c, compiled for this very processor; None where that cannot be done.
 
-    They share torch's threads, because both find the one OpenMP that torch has loaded.
+    They are linked to no OpenMP, but find the one that torch has loaded: its threads are theirs.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder, "rows.so")
-        compiler = [os.environ.get("CC", "cc"), "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"]
-        try:
-            subprocess.run([*compiler, SOURCE, "-o", library], check=True, capture_output=True, timeout=60)
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            unlinked, library = Path(folder, "rows.o"), Path(folder, "rows.so")
+            _call(*compiler, "-O3", "-march=native", "-fopenmp", "-fPIC", "-c", SOURCE, "-o", unlinked)
+            _call(*compiler, "-shared", unlinked, "-o", library)
             loaded = ctypes.CDLL(str(library))
-        except (OSError, subprocess.SubprocessError):
-            return None
+    except (OSError, subprocess.SubprocessError):
+        return None
     functions: dict[torch.dtype, Callable[..., None]] = {
         torch.float32: loaded.rows_float32,
         torch.bfloat16: loaded.rows_bfloat16,
@@ -102,3 +100,7 @@ def _compiled() -> dict[torch.dtype, Callable[..., None]] | None:
     for function in functions.values():
         function.argtypes, function.restype = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 3, None  # type: ignore[attr-defined]
     return functions
+
+
+def _call(*command: str | Path) -> None:
+    subprocess.run(command, check=True, capture_output=True, timeout=60)

@@ -29,5 +29,9 @@ class _Tied(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, of_rows: Tensor, of_weight: Tensor) -> tuple[Tensor, None]:
         (ids,) = ctx.saved_tensors
+        ids, rows = ids.flatten(), of_rows.flatten(0, -2).to(of_weight.dtype)
         of_weight = of_weight.contiguous()
-        return of_weight.index_put_((ids,), of_rows.to(of_weight.dtype), accumulate=True), None
+        # Whichever adds the rows of a token in the same order every time.
+        if of_weight.is_cuda:
+            return of_weight.index_put_((ids,), rows, accumulate=True), None
+        return of_weight.index_add_(0, ids, rows), None

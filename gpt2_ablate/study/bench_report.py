@@ -167,10 +167,10 @@ def _long_text(found: Numbers) -> str:
     first, last = found["stretches"][0], found["stretches"][-1]
     grown = last["process_bytes"] - first["process_bytes"]
     return (
-        f"One text of {last['tokens']:,} tokens through a window of 64: a token at its end takes "
-        f"{_percent(found['late_against_early'])} of the time of one after {first['tokens']:,} (in turns), the cache holds "
-        f"{bytes_(last['cache_bytes'])}, as it did then ({bytes_(first['cache_bytes'])}), and the process has grown by "
-        f"{bytes_(max(0, grown))}."
+        f"One text of {last['tokens']:,} tokens through a window of 64: a token behind them takes "
+        f"{_percent(found['late_against_early'])} of the time of one behind {first['tokens']:,} to {found['early_tokens']:,} (in "
+        f"turns), the cache holds {bytes_(last['cache_bytes'])}, as it did after {first['tokens']:,} "
+        f"({bytes_(first['cache_bytes'])}), and the process has grown by {bytes_(max(0, grown))} since."
     )
 
 

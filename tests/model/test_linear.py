@@ -30,11 +30,15 @@ def with_gradients(layer, x, precision):
 def test_it_is_torchs(shape, precision, bias):
     ours, theirs = pair(bias)
     x = torch.randn(shape)
-    if len(shape) == 1:
-        x = x[None]
     for found, expected in zip(with_gradients(ours, x, precision), with_gradients(theirs, x, precision), strict=True):
         assert found.dtype == expected.dtype
         close(found.float(), expected.float(), 1e-6 if precision is None else 0.02 * expected.float().abs().max().item())
+
+
+def test_doubles_are_left_as_they_are():
+    ours = pair()[0].double()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ours(torch.randn(3, 24, dtype=torch.float64)).dtype == torch.float64
 
 
 def test_only_what_is_wanted_gets_a_gradient():

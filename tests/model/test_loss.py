@@ -154,3 +154,14 @@ def test_the_loss_of_a_model_is_the_cross_entropy_of_its_logits(variant):
     expected = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
     close(loss, expected)
     close(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), 1e-4)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_what_is_frozen_gets_no_gradient(frozen):
+    inputs = sample(300)
+    inputs[frozen].requires_grad_(False)
+    found = linear_cross_entropy(*inputs)
+    found.backward()
+    assert inputs[frozen].grad is None
+    moving = inputs[1 - frozen]
+    close(moving.grad, torch.autograd.grad(plain(*inputs), moving)[0], 1e-5)

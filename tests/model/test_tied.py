@@ -36,3 +36,16 @@ def test_the_loss_has_the_gradients_of_the_logits_loss(variant):
     logits = model(text[:, :-1])
     expected = torch.autograd.grad(F.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten()), parameters)
     close(found, expected, 1e-10)
+
+
+def test_gradients_are_the_same_every_time():
+    torch.manual_seed(0)
+    weight, ids = torch.randn(50, 128, requires_grad=True), torch.randint(3, (8, 128))
+    factors = torch.randn(8, 128, 128)
+
+    def gradient():
+        rows, head = tied(weight, ids)
+        return torch.autograd.grad((rows * factors).sum() + head.sin().sum(), weight)[0]
+
+    first = gradient()
+    assert all(torch.equal(gradient(), first) for _ in range(20))

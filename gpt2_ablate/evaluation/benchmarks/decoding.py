@@ -105,11 +105,11 @@ def far_past_the_window(
     config: dict[str, Any], tokens: int, every: int, rounds: int, device_name: str, tell: Tell
 ) -> dict[str, Any]:
     """One text of so many generated tokens: the memory in use every so often, and at its end the time of a token beside that
-    of a token of a text that has only `every`, in turns.
+    of a token of a text that has only `every` at first, in turns.
 
     Returns:
         {"stretches": [{"tokens", "seconds_per_token" (median of the stretch), "cache_bytes", "process_bytes"}],
-        "late_against_early": the ratio of the times}
+        "late_against_early": the ratio of the times, "early_tokens": how many the other text has at last}
     """
     device = torch.device(device_name)
     ours = GPT2Config(**config)
@@ -135,7 +135,8 @@ def far_past_the_window(
     next(early)
     turns = {"late": partial(_take, late, TEXT), "early": partial(_take, early, TEXT)}
     taken = take_turns(turns, device, rounds, 1, partial(tell_round, tell, "the end of the long text"))
-    return {"stretches": stretches, "late_against_early": ratio(taken["early"], taken["late"])}
+    early_tokens = every + TEXT * (rounds + 1)
+    return {"stretches": stretches, "late_against_early": ratio(taken["early"], taken["late"]), "early_tokens": early_tokens}
 
 
 def _decoder(model: GPT2, ids: Tensor, cache: KVCache, new: int) -> Callable[[], None]:
