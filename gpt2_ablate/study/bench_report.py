@@ -85,7 +85,7 @@ def _training(results: Numbers) -> str:
             kept.append(f"- {row['name']}: {times(row['kept_ratio'])}.")
         if "compiled_ratio" in row:
             compiled.append(
-                f"- {row['name']}: {times(row['compiled_ratio'], 'compiled', 'as it is')}; against transformers "
+                f"- {row['name']}: {times(row['compiled_ratio'], 'compiled', 'the plain step')}; against transformers "
                 f"{times(row['compiled_against_transformers'])}; the first step took {row['compile_seconds']:.0f} s."
             )
     how = (
