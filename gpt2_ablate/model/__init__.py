@@ -2,8 +2,8 @@
 
 Read in this order: `config` (the sizes), `gpt2` (the whole model), `attention` (one layer's heads), `pattern` (which keys
 a query sees), `attend` (the door to the kernels) and behind it `causal`, `flex`, `sliding`, `reference` and `mix`;
-`learned`, `rotary` and `rope_scaling` (where a token stands), `mlp`, `linear`, `tied`, `loss`; `cache`, `documents`,
-`generate` and `rows` (how it writes).
+`learned`, `rotary` and `rope_scaling` (where a token stands), `mlp`, `linear`, `tied`, `loss`, `precision`; `cache`,
+`documents`, `generate` and `rows` (how it writes).
 
 Shapes, here and everywhere: B batch, T tokens, C width, H query heads, G key/value heads, D head width, W window,
 V vocabulary.

@@ -19,6 +19,7 @@ from gpt2_ablate.model.config import GPT2Config
 from gpt2_ablate.model.flex import flex
 from gpt2_ablate.model.mix import unmasked
 from gpt2_ablate.model.pattern import Pattern, ScoreBias
+from gpt2_ablate.model.precision import autocast_dtype
 from gpt2_ablate.model.reference import reference, rows
 from gpt2_ablate.model.sliding import sliding
 
@@ -34,9 +35,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, dropout: float = 0
     Raises:
         UserError: the kernel cannot do this here.
     """
-    device = q.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # not every kernel is on autocast's list
-        q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
+    if (dtype := autocast_dtype(q)) is not None:  # not every kernel is on autocast's list
+        q, k, v = (x.to(dtype) for x in (q, k, v))
     name = kernel_for(pattern, q.device, q.shape[2], dropout, kernel)
     return KERNELS[name].run(q, k, v, pattern, dropout)
 

@@ -1,7 +1,8 @@
 """A linear layer that keeps no second copy of its weights.
 
 Under autocast a product's weights are copies in a narrower type, and autograd keeps those of all layers from the forward pass
-to the backward pass: half as many bytes again as the weights. Making a copy anew takes a hundredth of the product's time.
+to the backward pass: half as many bytes again as the weights. Making a copy anew takes a fortieth of the time of the layer's
+three products (of 1,024 tokens, on a CPU).
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from gpt2_ablate.model.precision import autocast_dtype
+
 
 class Linear(nn.Linear):
     """[..., C] -> [..., N]: x W^T + b, as torch's. Under autocast there is no second derivative."""
 
     def forward(self, x: Tensor) -> Tensor:
-        device = x.device.type
-        narrows = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        if narrows and torch.is_grad_enabled() and x.dtype != torch.float64:  # which autocast leaves alone
-            return _Narrowed.apply(x, self.weight, self.bias, torch.get_autocast_dtype(device))
+        dtype = autocast_dtype(x)
+        if dtype is not None and torch.is_grad_enabled():
+            return _Narrowed.apply(x, self.weight, self.bias, dtype)
         return super().forward(x)
 
 

@@ -102,4 +102,4 @@ def test_a_long_text_through_a_window():
     found = decoding.far_past_the_window(ROTARY, 60, 20, 2, "cpu", Told())
     rows = found["stretches"]
     assert [row["tokens"] for row in rows] == [20, 40, 60] and len({row["cache_bytes"] for row in rows}) == 1
-    assert all(row["seconds_per_token"] > 0 for row in rows) and in_order(found["late_against_early"])
+    assert in_order(found["late_against_early"])
