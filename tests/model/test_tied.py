@@ -38,8 +38,15 @@ def test_the_loss_has_the_gradients_of_the_logits_loss(variant):
     close(found, expected, 1e-10)
 
 
-def test_gradients_are_the_same_every_time():
-    torch.set_num_threads(2)  # which might add in either order
+@pytest.fixture
+def two_threads():
+    """Which might add in either order."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def test_gradients_are_the_same_every_time(two_threads):
     torch.manual_seed(0)
     weight, ids = torch.randn(50, 128, requires_grad=True), torch.randint(3, (8, 128))
     factors = torch.randn(8, 128, 128)
