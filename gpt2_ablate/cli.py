@@ -165,32 +165,30 @@ def _ablate(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from gpt2_ablate.study.record import read_results, write_results
+    from gpt2_ablate.records import read_results
 
-    runs = read_results(options.results or options.out / "reports" / "results.json")
-    _write_report(runs, options.out)
-    write_results(options.out / "reports" / "results.json", runs)
+    _write_report(read_results(options.results or options.out / "reports" / "results.json"), options.out)
     return 0
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from gpt2_ablate.study.bench import run_benchmarks
+    from gpt2_ablate.benchmarks.run import run_benchmarks
 
     print(f"Report: {run_benchmarks(options.out, options.quick)}")
     return 0
 
 
 def _write_report(runs: list[dict], out: Path) -> None:
-    from gpt2_ablate.study.report import print_summary, write_report
+    from gpt2_ablate.report.render import print_summary, write_report
 
     print_summary(runs, write_report(runs, out / "reports"))
 
 
 def _train(arguments: list[str]) -> int:
-    from gpt2_ablate.evaluation.cost import training_flops_per_token
-    from gpt2_ablate.machine import keep_freed_memory
+    from gpt2_ablate.evaluation.flops import training_flops_per_token
     from gpt2_ablate.training.callbacks import Memory, Perplexity, Throughput
     from gpt2_ablate.training.trainer import build, fit
+    from gpt2_ablate.utils.system import keep_freed_memory
 
     keep_freed_memory()
     fit(build(arguments, [Perplexity(), Throughput(training_flops_per_token), Memory()]))
@@ -207,7 +205,7 @@ def _open(checkpoint: str) -> GPT2:
 
 
 def _sample(options: argparse.Namespace) -> int:
-    from gpt2_ablate.evaluation.sample import continuation
+    from gpt2_ablate.evaluation.sampling import continuation
 
     if options.samples < 1:
         raise UserError(f"--samples: {options.samples} is no number of continuations; give 1 or more")
@@ -226,14 +224,16 @@ def _sample(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from gpt2_ablate.evaluation.fidelity import open_pair
-    from gpt2_ablate.evaluation.verification import markdown, passed, verify
-    from gpt2_ablate.study.record import environment, write_text
+    from gpt2_ablate.evaluation.hf_reference import open_pair
+    from gpt2_ablate.evaluation.verification import passed, verify
+    from gpt2_ablate.records import environment
+    from gpt2_ablate.report.render import verification
+    from gpt2_ablate.utils.io import write_text
 
     pair = open_pair(options.checkpoint)
     checks = verify(pair)
     file = options.out / "reports" / "verification.md"
-    write_text(file, markdown(pair, checks, environment()))
+    write_text(file, verification(pair.weights, checks, environment()))
     print(f"Report: {file}")
     return 0 if passed(checks) else 1
 
@@ -242,9 +242,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from gpt2_ablate.evaluation.lambada import encode, read_passages, score_passages
-    from gpt2_ablate.evaluation.progress import watch
-    from gpt2_ablate.evaluation.sample import tokenizer_of
+    from gpt2_ablate.evaluation.sampling import tokenizer_of
     from gpt2_ablate.evaluation.strided import read_text, score_text
+    from gpt2_ablate.utils.progress import watch
 
     if options.text is None and options.lambada is None:
         raise UserError("evaluate: there is nothing to score on; give --text FILE or --lambada FILE")
@@ -280,7 +280,7 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from gpt2_ablate.study.record import read_record
+    from gpt2_ablate.records import read_record
     from gpt2_ablate.weights import export_huggingface, load_pretrained
 
     model = load_pretrained(options.checkpoint)

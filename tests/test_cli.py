@@ -9,10 +9,11 @@ import subprocess
 import sys
 
 import pytest
-from study.tiny import cache_home, full, record, results, study, trained_study
 
 from gpt2_ablate import __version__
 from gpt2_ablate.cli import main
+
+from .study.tiny import cache_home, full, record, results, study, trained_study
 
 COMMANDS = ("ablate", "train", "report", "sample", "verify", "evaluate", "convert", "export", "bench")
 

@@ -7,11 +7,12 @@ import subprocess
 import pytest
 import torch
 import yaml
-from study.tiny import FACTORS, REPOSITORY, VARIANTS
 
-from gpt2_ablate.evaluation.cost import count_parameters
+from gpt2_ablate.evaluation.flops import count_parameters
 from gpt2_ablate.model import GPT2, GPT2Config
 from gpt2_ablate.study.plan import load_plan
+
+from .study.tiny import FACTORS, REPOSITORY, VARIANTS
 
 CONTENTS = {f.stem: yaml.safe_load(f.read_text()) for f in sorted((REPOSITORY / "experiments" / "presets").glob("*.yaml"))}
 PRESETS = [name for name, content in CONTENTS.items() if "init" not in content]

@@ -14,13 +14,11 @@ from torch.utils.data import Dataset, IterableDataset
 
 from gpt2_ablate.data.tokenizer import END_OF_TEXT_ID
 from gpt2_ablate.errors import UserError
-
-IGNORED = -100  # cross-entropy's mark for a target that does not count
+from gpt2_ablate.ops.cross_entropy import IGNORED
 
 
 def number_documents(input_ids: Tensor) -> Tensor:
-    """[B, T] -> [B, T]: the number of the document that each token belongs to, counted from 0 in each row; its last is
-    <|endoftext|>."""
+    """[B, T] -> [B, T]: the number of each token's document, counted from 0 in each window; <|endoftext|> ends a document."""
     ends = input_ids == END_OF_TEXT_ID
     return ends.cumsum(1) - ends.long()
 
@@ -33,12 +31,12 @@ def with_documents(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor
 class TrainingBatches(IterableDataset):
     """Batches (input_ids [B, T], targets [B, T]) without end, the targets being the inputs one token later.
 
-    In each epoch the corpus is cut into windows of T tokens from a random start, and the windows are shuffled: every
-    token is seen once before any is seen twice, with other neighbours in the next epoch.
+    In each epoch the corpus is cut into windows of T tokens from a random offset, and the windows are shuffled: every token
+    is seen once before any is seen twice, and each epoch cuts at other places.
 
     Args:
         ids: token ids [N].
-        start: number of the batch to begin with.
+        start: number of the first batch.
 
     Raises:
         UserError: a window is longer than the corpus.
@@ -59,27 +57,27 @@ class TrainingBatches(IterableDataset):
 
     def batch(self, n: int) -> tuple[Tensor, Tensor]:
         """Batch number n of the run."""
-        rows = np.stack([self._window(n * self.batch_size + b) for b in range(self.batch_size)])
-        ids = torch.from_numpy(rows.astype(np.int64))
+        windows = np.stack([self._window(n * self.batch_size + b) for b in range(self.batch_size)])
+        ids = torch.from_numpy(windows.astype(np.int64))
         return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
     def _window(self, i: int) -> np.ndarray:
         """Window number i of the run: T inputs and the target of the last, [T + 1]."""
-        phase, order = self._epoch(i // self.windows)
-        start = phase + int(order[i % self.windows]) * self.block_size
+        offset, order = self._epoch(i // self.windows)
+        start = offset + int(order[i % self.windows]) * self.block_size
         return self.ids[start : start + self.block_size + 1]
 
     def _draw_epoch(self, epoch: int) -> tuple[int, np.ndarray]:
         rng = np.random.default_rng((self.seed, epoch))
-        # The last window still needs the one token after it.
-        phase = int(rng.integers(len(self.ids) - self.windows * self.block_size))
-        return phase, rng.permutation(self.windows)
+        # The last window's last target is the token after it.
+        offset = int(rng.integers(len(self.ids) - self.windows * self.block_size))
+        return offset, rng.permutation(self.windows)
 
 
 class EvaluationBatches(Dataset):
     """A text cut into consecutive windows: batch n as (input_ids [B, T], targets [B, T]).
 
-    Every token but the first is a target exactly once; what the last window lacks is filled up and does not count.
+    Every token but the first is a target exactly once; the last window is padded, and padding does not count.
 
     Raises:
         UserError: a window is longer than the text.
@@ -101,10 +99,10 @@ class EvaluationBatches(Dataset):
         if not 0 <= n < len(self):
             raise IndexError(n)
         T = self.block_size
-        rows = range(n * self.batch_size, min((n + 1) * self.batch_size, self.windows))
-        inputs = torch.zeros(len(rows), T, dtype=torch.long)
-        targets = torch.full((len(rows), T), IGNORED, dtype=torch.long)
-        for row, window in enumerate(rows):
+        windows = range(n * self.batch_size, min((n + 1) * self.batch_size, self.windows))
+        inputs = torch.zeros(len(windows), T, dtype=torch.long)
+        targets = torch.full((len(windows), T), IGNORED, dtype=torch.long)
+        for b, window in enumerate(windows):
             text = torch.from_numpy(self.ids[window * T : (window + 1) * T + 1].astype(np.int64))
-            inputs[row, : len(text) - 1], targets[row, : len(text) - 1] = text[:-1], text[1:]
+            inputs[b, : len(text) - 1], targets[b, : len(text) - 1] = text[:-1], text[1:]
         return inputs, targets

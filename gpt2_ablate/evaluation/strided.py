@@ -1,7 +1,7 @@
-"""Loss on a text longer than the context: windows that overlap, so that every token is predicted from a long past.
+"""Loss on a text longer than the context, in overlapping windows, so that every token is predicted from many.
 
 The procedure is that of transformers' documentation, "Perplexity of fixed-length models". With a stride of the whole window
-it is what the GPT-2 paper's perplexities are compared with.
+it is what others compare with the GPT-2 paper's perplexities.
 """
 
 from __future__ import annotations
@@ -19,24 +19,23 @@ from gpt2_ablate.data.tokenizer import load_tokenizer
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.evaluation.perplexity import perplexity
 from gpt2_ablate.model import GPT2
-from gpt2_ablate.model.loss import token_losses
 
-BATCH = 8  # windows that are read at a time
+BATCH_SIZE = 8  # windows
 
 Watch = Callable[[Sequence[tuple[Tensor, Tensor]]], Iterable[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True)
 class TextScore:
-    """Loss on a text, in units that compare with different things.
+    """Loss on a text, per token, word, byte and character.
 
-    What is not per token is the mean loss times all tokens of the text: those few that no window predicts (the first, and
-    where windows do not overlap the first of each) are taken to be like the others.
+    All but the first take the mean loss times all tokens of the text: the few tokens that no window predicts (the first, or
+    without overlap the first of each window) count as the mean.
 
     Attributes:
         loss: mean cross-entropy in nats of the tokens that were predicted.
-        predicted: how many these are.
-        tokens, bytes, characters, words: of the text; words are what white space separates.
+        predicted: their number.
+        tokens, bytes, characters, words: of the text; words are separated by white space.
     """
 
     loss: float
@@ -53,7 +52,7 @@ class TextScore:
 
     @property
     def word_perplexity(self) -> float:
-        """Per word: what papers give for texts that come split into words."""
+        """Per word: what papers report for texts that are split into words."""
         return perplexity(self.loss * self.tokens / max(1, self.words))
 
     @property
@@ -65,7 +64,7 @@ class TextScore:
         return self.loss / math.log(2) * self.tokens / self.characters
 
     def rows(self) -> list[tuple[str, str]]:
-        """Names and values, to be read."""
+        """Names and values, for display."""
         return [
             ("tokens predicted", f"{self.predicted:,} of {self.tokens:,}"),
             ("loss per token", f"{self.loss:.4f} nats"),
@@ -80,7 +79,7 @@ def read_text(file: Path) -> str:
     """A text file in UTF-8.
 
     Raises:
-        UserError: it is missing, empty, or no text.
+        UserError: it is missing, empty, or not text.
     """
     try:
         text = file.read_bytes().decode("utf-8")
@@ -113,18 +112,18 @@ def strided_loss(
 ) -> tuple[float, int]:
     """Mean cross-entropy in nats of the token ids [N] of one text, and how many of them it is the mean of.
 
-    Windows of T tokens begin S tokens apart. Each predicts what the one before has not: the first window all of its tokens
-    but the first, every other its last S, from at least T - S tokens. Where T = S, nothing precedes the first token of a
-    window, and it is not predicted. Each prediction counts once; transformers' documentation weighs a window of n
-    predictions by n - 1, which moves the mean by less than 1/S of the first window's distance from it.
+    Windows of T tokens start S tokens apart. Each predicts what the one before has not: the first window all of its tokens but
+    the first, every other its last S, from at least T - S tokens. If T = S, nothing precedes the first token of a window, and
+    it is not predicted. Each prediction counts once; transformers' documentation weighs a window of n predictions by n - 1,
+    which moves the mean by less than 1/S of the first window's distance from it.
 
     Args:
         window: T, tokens; None: the length that the model was trained on.
         stride: S, from 1 to T; None: half of T.
-        watch: is given all windows and hands them on one after the other, as a progress bar does.
+        watch: iterates over the batches, as a progress bar does.
 
     Raises:
-        UserError: the window is longer than the positions can tell, the stride than the window, or there is no text.
+        UserError: the window is longer than the model can encode, the stride than the window, or there is no text.
     """
     longest = model.positions.max_length
     window = model.config.block_size if window is None else window
@@ -132,13 +131,13 @@ def strided_loss(
     if window < 2:
         raise UserError(f"window: {window} is too small to predict a token from another; give 2 or more")
     if longest is not None and window > longest:
-        raise UserError(f"window: {window} is more positions than this model can tell apart; give at most {longest}")
+        raise UserError(f"window: {window} is more than the {longest} positions of this model; give at most {longest}")
     if not 1 <= stride <= window:
         raise UserError(f"stride: {stride} tokens would leave a gap or never move on; give 1 to {window}, the window")
     if len(ids) < 2:
         raise UserError(f"text: {len(ids)} tokens leave nothing to predict; give a longer text")
 
-    device = model.embedding.weight.device
+    device = model.device
     total, count = 0.0, 0
     was_training = model.training
     model.eval()
@@ -147,7 +146,7 @@ def strided_loss(
             for inputs, targets in watch(_Windows(ids, min(window, len(ids)), stride)):
                 hidden = model.hidden(inputs.to(device))
                 counted = targets != IGNORED
-                losses = token_losses(hidden[counted.to(device)], model.embedding.weight, targets[counted].to(device))
+                losses = model.embedding.token_losses(hidden[counted.to(device)], targets[counted].to(device))
                 total += float(losses.double().sum())
                 count += len(losses)
     finally:
@@ -156,27 +155,26 @@ def strided_loss(
 
 
 class _Windows(Sequence[tuple[Tensor, Tensor]]):
-    """Batch n of the windows: inputs [B, T], and targets [B, T] with IGNORED where an earlier window has predicted."""
+    """Batch n of the windows: inputs [B, T], and targets [B, T], IGNORED where an earlier window predicts."""
 
     def __init__(self, ids: Tensor, window: int, stride: int):
         self.ids, self.window, self.stride = ids, window, stride
-        # The last is the first to reach the end.
+        # The last window is the first that reaches the end.
         self.windows = 1 + -(-(len(ids) - window) // stride)
 
     def __len__(self) -> int:
-        return -(-self.windows // BATCH)
+        return -(-self.windows // BATCH_SIZE)
 
     def __getitem__(self, n):  # type: ignore[no-untyped-def]
         if not 0 <= n < len(self):
             raise IndexError(n)
-        rows = range(n * BATCH, min((n + 1) * BATCH, self.windows))
-        inputs = torch.zeros(len(rows), self.window, dtype=torch.long)
+        numbers = range(n * BATCH_SIZE, min((n + 1) * BATCH_SIZE, self.windows))
+        inputs = torch.zeros(len(numbers), self.window, dtype=torch.long)
         targets = torch.full_like(inputs, IGNORED)
-        for row, number in enumerate(rows):
+        for b, number in enumerate(numbers):
             start = number * self.stride
-            text = self.ids[start : start + self.window]  # the last may be shorter: what fills it up is behind it
-            inputs[row, : len(text)] = text
-            seen = start - self.stride + self.window if number else 1  # tokens that were predicted, or need not be
-            first = max(1, seen - start)
-            targets[row, first - 1 : len(text) - 1] = text[first:]
+            text = self.ids[start : start + self.window]  # the last may be shorter, and is padded
+            inputs[b, : len(text)] = text
+            first = max(1, self.window - self.stride) if number else 1  # of the tokens that no earlier window predicts
+            targets[b, first - 1 : len(text) - 1] = text[first:]
         return inputs, targets

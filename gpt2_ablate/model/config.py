@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
 from typing import Any
 
 from gpt2_ablate.errors import UserError
+from gpt2_ablate.ops.linear import INIT_STD
+from gpt2_ablate.ops.mask import AttentionMask
+
+KINDS = ("block", "attention", "mlp", "norm", "positions", "embedding")  # of parts
+
+Part = str | dict[str, Any]
 
 # Radford et al. 2019, table 2 (the paper's parameter counts are off; the released models have these).
 SIZES: dict[str, dict[str, int]] = {
@@ -28,25 +37,28 @@ class GPT2Config:
         n_embd: C, the width of the residual stream.
         n_kv_head: G, the number of key/value heads (Ainslie et al. 2305.13245, section 2.2): None means H
             (multi-head attention), 1 is multi-query attention.
-        positions: the part that tells tokens where they stand: "learned" (GPT-2) or "rotary" (Su et al. 2104.09864).
+        positions: the positional encoding: "learned" (GPT-2) or "rotary" (Su et al. 2104.09864).
         window: W, key j is visible to query i iff i - W < j <= i (Beltagy et al. 2004.05150, section 3.1); None means
             all of the past. A list says it for each layer, from the first; a shorter one is repeated.
         dropout: probability of dropping an embedding, an attention weight or a residual update in training.
-        rope_base: rotary positions turn pair i of D/2 by rope_base ** (-2i / D) a token.
+        rope_base: rotary positions rotate pair i of D/2 by rope_base ** (-2i / D) a token.
         rope_interleaved: the pairs are neighbouring channels, as in the paper; default is channel i of either half.
-        rope_scaling: how rotary positions reach further than they were trained, see `gpt2_ablate.model.rope_scaling`:
+        rope_scaling: how rotary positions extend beyond the trained length, see `gpt2_ablate.model.rope`:
             None, "linear", "ntk" or "yarn".
-        rope_factor: how many times further; block_size is the length reached, block_size / rope_factor that trained.
-        dilation: d, the window's keys lie d tokens apart and reach d times as far (section 3.1): one number, a list of one
+        rope_factor: by how many times; block_size is the extended length, block_size / rope_factor that trained.
+        dilation: d, the window's keys are d tokens apart and span d times as many (section 3.1): one number, a list of one
             for each query head, or a list over layers of such lists, repeated like `window`.
-        global_tokens: places in the text whose tokens see all before them and are seen by all after them, whatever the
+        global_tokens: positions whose tokens see all before them and are seen by all after them, whatever the
             window (section 3.1, made causal).
-        kernel: what computes attention, see `gpt2_ablate.model.attend`: "auto" takes the fastest that can.
-        attention: the part that mixes tokens.
-        mlp: the part that works on each token alone.
-        norm: the part in front of both, and of the head.
+        kernel: what computes attention, see `gpt2_ablate.ops.attention`: "auto" takes the fastest that can.
+        block: one layer, built of attention, mlp and norms.
+        attention: what mixes tokens.
+        mlp: what works on each token alone.
+        norm: in front of both, and of the head.
+        embedding: the vocabulary at both ends: token embeddings, and the head.
 
-    `positions`, `attention`, `mlp` and `norm` are names of parts, see `gpt2_ablate.model.parts`.
+    `block`, `attention`, `mlp`, `norm`, `positions` and `embedding` say a part, see `gpt2_ablate.model.parts`: the name of one
+    that is built in, "file.py:Class", or a mapping of "name" and options.
 
     Raises:
         UserError: a value is out of range, or two do not fit together.
@@ -58,7 +70,7 @@ class GPT2Config:
     n_head: int = 12
     n_embd: int = 768
     n_kv_head: int | None = None
-    positions: str = "learned"
+    positions: Part = "learned"
     window: int | tuple[int | None, ...] | None = None
     dropout: float = 0.0
     rope_base: float = 10_000.0
@@ -68,16 +80,17 @@ class GPT2Config:
     dilation: int | tuple[int | tuple[int, ...], ...] = 1
     global_tokens: tuple[int, ...] = ()
     kernel: str = "auto"
-    attention: str = "self_attention"
-    mlp: str = "mlp"
-    norm: str = "layer_norm"
+    block: Part = "pre_norm"
+    attention: Part = "self_attention"
+    mlp: Part = "mlp"
+    norm: Part = "layer_norm"
+    embedding: Part = "tied"
 
     def __post_init__(self) -> None:
         for name in ("window", "dilation", "global_tokens"):  # lists of a YAML or a JSON
             object.__setattr__(self, name, _frozen(getattr(self, name)))
-        for name in ("positions", "attention", "mlp", "norm"):
-            if not isinstance(getattr(self, name), str):
-                raise UserError(f"{name}: {getattr(self, name)!r} should be the name of a part")
+        for kind in KINDS:
+            object.__setattr__(self, kind, _part(kind, getattr(self, kind)))
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
             _require_count(name, getattr(self, name))
         if self.n_kv_head is not None:
@@ -92,12 +105,12 @@ class GPT2Config:
             divisors = ", ".join(str(g) for g in range(1, self.n_head + 1) if self.n_head % g == 0)
             raise UserError(f"n_kv_head: {self.kv_heads} does not divide n_head = {self.n_head}; give one of {divisors}")
         self._check_rotary()
-        self._check_pattern()
+        self._check_masks()
 
     def _check_rotary(self) -> None:
         if self.positions == "rotary" and self.head_dim % 2:
             raise UserError(
-                f"positions: rotary turns pairs of channels, but n_embd / n_head = {self.head_dim} is odd; give an even width"
+                f"positions: rotary rotates pairs of channels, but n_embd / n_head = {self.head_dim} is odd; give an even width"
             )
         for name in ("rope_base", "rope_factor"):
             value = getattr(self, name)
@@ -108,7 +121,7 @@ class GPT2Config:
         if self.rope_factor != 1 and self.rope_scaling is None:
             raise UserError(f"rope_factor: {self.rope_factor} changes nothing without rope_scaling; give linear, ntk or yarn")
 
-    def _check_pattern(self) -> None:
+    def _check_masks(self) -> None:
         windows = self._over_layers("window", self.window)
         for i, window in enumerate(windows):
             if window is not None:
@@ -121,19 +134,15 @@ class GPT2Config:
                 _require_count(where, d)
                 if d >= self.block_size and d > 1:
                     raise UserError(
-                        f"{where}: {d} leaves a head no key but its own token in a context of block_size = {self.block_size} "
-                        f"tokens; give less"
+                        f"{where}: {d} leaves a head its own token alone in block_size = {self.block_size} tokens; give less"
                     )
         if not isinstance(self.global_tokens, tuple):
-            raise UserError(f"global_tokens: {self.global_tokens!r} is not a list of places; give [0] for the first token")
-        for place in self.global_tokens:
-            if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < self.block_size:
-                raise UserError(
-                    f"global_tokens: {place!r} is no place in a context of block_size = {self.block_size} tokens; give whole "
-                    f"numbers from 0 to {self.block_size - 1}"
-                )
+            raise UserError(f"global_tokens: {self.global_tokens!r} is not a list of positions; give [0] for the first token")
+        for position in self.global_tokens:
+            if isinstance(position, bool) or not isinstance(position, int) or not 0 <= position < self.block_size:
+                raise UserError(f"global_tokens: {position!r} is no position; give whole numbers from 0 to {self.block_size - 1}")
         if len(set(self.global_tokens)) < len(self.global_tokens):
-            raise UserError(f"global_tokens: {list(self.global_tokens)} names a place twice; give each once")
+            raise UserError(f"global_tokens: {list(self.global_tokens)} names a position twice; give each once")
         spread = [name for name, unused in (("dilation", 1), ("global_tokens", ())) if getattr(self, name) != unused]
         if spread and not any(windows):
             raise UserError(f"{spread[0]}: no layer has a window that it could change; give a window, or leave it out")
@@ -145,21 +154,21 @@ class GPT2Config:
         """What a field says for each layer, where it says one thing for all or a list that is repeated."""
         said = value if isinstance(value, tuple) else (value,)
         if not said or self.n_layer % len(said):
-            raise UserError(
-                f"{name}: a list of {len(said)} does not fit n_layer = {self.n_layer} layers; give a length that divides it"
-            )
+            raise UserError(f"{name}: a list of {len(said)} does not fit n_layer = {self.n_layer}; give a length that divides it")
         return said * (self.n_layer // len(said))
 
     @property
-    def layers(self) -> tuple[GPT2Config, ...]:
-        """The config of each layer by itself: one window, and the dilation of its heads."""
+    def masks(self) -> tuple[AttentionMask, ...]:
+        """Which keys the queries of each layer see."""
         windows = self._over_layers("window", self.window)
         return tuple(
-            replace(self, window=window, dilation=dilation)
-            if window is not None
-            else replace(self, window=None, dilation=1, global_tokens=())
+            AttentionMask() if window is None else AttentionMask(window, dilation, self.global_tokens)
             for window, dilation in zip(windows, self._dilations(), strict=True)
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON has them: lists and plain mappings."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def preset(cls, name: str, **changes) -> GPT2Config:
@@ -182,12 +191,32 @@ class GPT2Config:
         """D, the width of one head."""
         return self.n_embd // self.n_head
 
+    @property
+    def residual_std(self) -> float:
+        """Of the first weights of a projection into the residual stream, which 2 n_layer of them add to."""
+        return INIT_STD / math.sqrt(2 * self.n_layer)
+
 
 def _require_count(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise UserError(f"{name}: {value!r} is not a whole number")
     if value < 1:
         raise UserError(f"{name}: {value} is too small; give 1 or more")
+
+
+class PartOptions(dict):
+    """A part's name and options; not to be changed, so that a config can be hashed."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(json.dumps(self, sort_keys=True, default=str))
+
+
+def _part(kind: str, value: Any) -> Part:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not all(isinstance(key, str) for key in value):
+        raise UserError(f"{kind}: {value!r} is no part; give a name, file.py:Class, or a mapping of name and options")
+    return PartOptions(value) if len(value) > 1 else value["name"]
 
 
 def _frozen(value: Any) -> Any:

@@ -1,125 +1,144 @@
-"""GPT-2 (Radford et al. 2019), with its positions, attention, MLP and norm as exchangeable parts."""
+"""GPT-2 (Radford et al. 2019), assembled from exchangeable parts."""
 
 from __future__ import annotations
 
-import math
 import zlib
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2_ablate.model import attention, learned, mlp, norm, rotary  # noqa: F401  (registers GPT-2's own parts)
-from gpt2_ablate.model.cache import KVCache, LayerCache
 from gpt2_ablate.model.config import GPT2Config
-from gpt2_ablate.model.documents import starts_of
-from gpt2_ablate.model.loss import linear_cross_entropy
-from gpt2_ablate.model.parts import find_part
+from gpt2_ablate.model.context import ForwardContext, find_document_starts
+from gpt2_ablate.model.embedding import Vocabulary
+from gpt2_ablate.model.kv_cache import KVCache
+from gpt2_ablate.model.parts import build
 from gpt2_ablate.model.positions import Positions
-from gpt2_ablate.model.tied import tied
+from gpt2_ablate.ops.attention import select_kernel
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """One pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)).
 
-    def __init__(self, config: GPT2Config):
+    Base of the `block` parts; built as `cls(config, layer, **options)`.
+    """
+
+    def __init__(self, config: GPT2Config, layer: int):
         super().__init__()
-        self.norm_1 = find_part("norm", config.norm)(config)
-        self.attention = find_part("attention", config.attention)(config)
-        self.norm_2 = find_part("norm", config.norm)(config)
-        self.mlp = find_part("mlp", config.mlp)(config)
+        self.norm_1 = build("norm", config.norm, config.n_embd)
+        self.attention = build("attention", config.attention, config, layer)
+        self.norm_2 = build("norm", config.norm, config.n_embd)
+        self.mlp = build("mlp", config.mlp, config, layer)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self, x: Tensor, where: Tensor, positions: Positions, cache: LayerCache | None = None, starts: Tensor | None = None
-    ) -> Tensor:
-        """x [B, T, C] at the places `where` [T] -> [B, T, C]."""
-        packed = {} if starts is None else {"starts": starts}
-        x = x + self.dropout(self.attention(self.norm_1(x), where, positions, cache, **packed))
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
+        """x [B, T, C] -> [B, T, C]."""
+        x = x + self.dropout(self.attention(self.norm_1(x), context))
         return x + self.dropout(self.mlp(self.norm_2(x)))
+
+    def make_cache(self, batch_size: int, capacity: int, dtype: torch.dtype, device: torch.device):
+        """The cache of its attention, see `SelfAttention.make_cache`."""
+        return self.attention.make_cache(batch_size, capacity, dtype, device)
 
 
 class GPT2(nn.Module):
     """A language model: token ids [B, T] -> logits [B, T, V] of the token that follows each.
 
-    The head is the transposed token embedding. Weights start as in the released code: N(0, 0.02), the two projections
-    into the residual stream N(0, 0.02 / sqrt(2 n_layer)), biases zero, norms one. They depend on torch's global seed.
+    Weights start as in the released code: N(0, 0.02), the two projections into the residual stream of each block
+    N(0, 0.02 / sqrt(2 n_layer)), biases zero, norms one. They depend on torch's global seed.
     """
 
     def __init__(self, config: GPT2Config):
         super().__init__()
-        seed = int(torch.randint(2**31, (), device="cpu"))  # before any part draws its own: the same for every variant
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.positions: Positions = find_part("positions", config.positions)(config)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(layer) for layer in config.layers)
-        self.norm = find_part("norm", config.norm)(config)
+        seed = _draw_seed()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.embedding: Vocabulary = build("embedding", config.embedding, config)
+            self.positions: Positions = build("positions", config.positions, config)
+            self.dropout = nn.Dropout(config.dropout)
+            self.blocks = nn.ModuleList(build("block", config.block, config, layer) for layer in range(config.n_layer))
+            self.norm = build("norm", config.norm, config.n_embd)
         self.initialise(seed)
 
-    @torch.no_grad()
     def initialise(self, seed: int | None = None) -> None:
-        """Draw all weights anew.
+        """Let every module that has `reset_parameters` draw its weights anew.
 
-        Each tensor's numbers depend on the seed (None: draw one) and on its own name alone, so that two variants that
-        share a tensor start from the same one: their difference is the modification's, not the draw's.
+        Each draws from a generator seeded by `seed` (None: draw one) and its own name alone, so that two variants that share
+        a tensor start from the same numbers: their difference is the modification's, not the draw's. A part comes after the
+        modules it holds: what it sets stays. Weights without `reset_parameters` stay as they were made.
         """
-        seed = int(torch.randint(2**31, (), device="cpu")) if seed is None else seed
-        generator = torch.Generator()
-        for name, p in self.named_parameters():
-            if p.is_meta:
-                continue
-            if p.ndim >= 2:
-                # Named `output`: adds to the residual stream, 2 n_layer times in all.
-                into_residual = name.endswith("output.weight")
-                std = 0.02 / math.sqrt(2 * self.config.n_layer) if into_residual else 0.02
-                generator.manual_seed(seed ^ zlib.crc32(name.encode()))
-                p.copy_(torch.empty(p.shape, device="cpu").normal_(0.0, std, generator=generator))
-            else:
-                p.fill_(0.0 if name.endswith("bias") else 1.0)
+        seed = _draw_seed() if seed is None else seed
+        with torch.random.fork_rng(devices=[]):
+            for name, module in reversed(list(self.named_modules())):
+                if hasattr(module, "reset_parameters"):
+                    torch.default_generator.manual_seed(seed ^ zlib.crc32(f"{name}.weight".encode()))
+                    module.reset_parameters()
 
     def hidden(self, input_ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
         """Token ids [B, T] -> the normalised residual stream [B, T, C] that the head reads.
 
         Args:
-            cache: the ids continue the text that it holds.
+            cache: the ids continue the sequence that it holds.
             documents: [B, T], the number of the document that each token belongs to, where a row holds several, one after
                 the other: each is read as if it were alone. None: one a row.
 
         Raises:
-            UserError: the text is longer than the positions can tell.
+            UserError: the sequence is longer than the positional encoding allows.
         """
-        return self._hidden(self.embedding(input_ids), cache, documents)
+        return self._hidden(input_ids, self._context(input_ids, cache, documents))
 
-    def _hidden(self, rows: Tensor, cache: KVCache | None, documents: Tensor | None) -> Tensor:
-        """As `hidden`, from the tokens' rows [B, T, C] of the embedding."""
-        start, length = (cache.length if cache is not None else 0), rows.shape[1]
-        where = torch.arange(start, start + length, device=rows.device)
-        starts = starts_of(documents, where, cache)
-        told = where if starts is None else where - starts
-        length, longest = start + length, self.positions.max_length
-        if starts is not None and longest is not None and length > longest:
-            length = int(told.max()) + 1  # of the longest document; a GPU is waited for here, so only where it matters
-        self.positions.reach(length)
-        x = self.dropout(self.positions.embed(rows, told))
-        for i, block in enumerate(self.blocks):
-            x = block(x, where, self.positions, cache.layers[i] if cache is not None else None, starts)
+    def _context(self, input_ids: Tensor, cache: KVCache | None, documents: Tensor | None) -> ForwardContext:
+        start = cache.length if cache is not None else 0
+        length, max_length = start + input_ids.shape[1], self.positions.max_length
+        positions = torch.arange(start, length, device=input_ids.device)
+        starts = find_document_starts(documents, positions, cache)
+        position_ids = positions if starts is None else positions - starts
+        if starts is not None and max_length is not None and length > max_length:
+            length = int(position_ids.max()) + 1  # of the longest document; a GPU is waited for here, so only where it matters
+        self.positions.prepare(length)
+        context = ForwardContext(positions, position_ids, starts, self.positions, cache)
+        self.positions.begin(context)
+        return context
+
+    def _hidden(self, input_ids: Tensor, context: ForwardContext) -> Tensor:
+        x = self.embedding(input_ids, context)
+        x = self.dropout(self.positions.embed(x, context))
+        for block in self.blocks:
+            x = block(x, context)
         return self.norm(x)
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """[..., C] -> logits [..., V]."""
-        return F.linear(hidden, self.embedding.weight)
 
     def forward(self, input_ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
         """Token ids [B, T] -> logits [B, T, V]; `cache` and `documents` as in `hidden`."""
-        return self.head(self.hidden(input_ids, cache, documents))
+        return self.embedding.logits(self.hidden(input_ids, cache, documents))
 
     def loss(self, input_ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
         """Mean cross-entropy in nats of targets [B, T] given input_ids [B, T]; targets of -100 do not count.
 
-        Equals `cross_entropy(self(input_ids), targets)`, but never holds all logits (see `gpt2_ablate.model.loss`), and reads
-        the embedding's weight without calling the module, so that hooks on that are not run.
+        Equals `cross_entropy(self(input_ids), targets)`, but never holds all logits (see `gpt2_ablate.ops.cross_entropy`).
         """
-        rows, weight = tied(self.embedding.weight, input_ids)
-        hidden = self._hidden(rows, None, documents)
-        return linear_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten())
+        context = self._context(input_ids, None, documents)
+        return self.embedding.loss(self._hidden(input_ids, context), targets, context)
+
+    def make_cache(self, batch_size: int = 1, capacity: int | None = None) -> KVCache:
+        """An empty `KVCache` for this model, in the dtype and on the device of its weights."""
+        weight = next(self.parameters())
+        return KVCache(self.config, batch_size, capacity, weight.dtype, weight.device, self.blocks)
+
+    def check_kernels(self, T: int, document_starts: Tensor | None = None, dropout: float = 0.0) -> None:
+        """Whether the kernel that the config asks for can compute attention of T tokens on the model's device.
+
+        Raises:
+            UserError: it cannot.
+        """
+        for mask in self.config.masks:
+            mask = replace(mask, document_starts=document_starts, score_bias=self.positions.score_bias)
+            select_kernel(mask, self.device, T, dropout, self.config.kernel)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+
+def _draw_seed() -> int:
+    return int(torch.randint(2**31, (), device="cpu"))

@@ -1,44 +1,100 @@
-"""Swappable parts: a config names them, one file each implements them.
+"""Every part of GPT-2 by its name, and how a part is found and built.
 
-A part is a class decorated with `@part(kind, name)`. The kinds are the four fields of `GPT2Config` that hold a name:
-`positions`, `attention`, `mlp` and `norm`. A name that nobody has registered yet is looked for in the file
-`gpt2_ablate/model/<name>.py`, so a new part needs no list to be edited anywhere.
+A part is a `torch.nn.Module`. A `GPT2Config` names one of each kind: by a name of the table below, by a Python file and a
+class in it ("alibi.py:ALiBi"), or by a mapping {"name": either of these, **options}. It is built as
+
+- `cls(config, layer, **options)`: block, attention, mlp;
+- `cls(config, **options)`: positions, embedding;
+- `cls(width, **options)`: norm.
+
+GPT-2's own parts are found and built like any other.
 """
 
 from __future__ import annotations
 
 import importlib
-import pkgutil
-from collections.abc import Callable
-from typing import TypeVar
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from gpt2_ablate.errors import UserError
+from gpt2_ablate.utils.python_file import load_python_file, locate_error
 
-T = TypeVar("T", bound=type)
-_PARTS: dict[tuple[str, str], type] = {}
+BUILT_IN = {
+    "block": {"pre_norm": "gpt2_ablate.model.gpt2:Block"},
+    "attention": {"self_attention": "gpt2_ablate.model.attention:SelfAttention"},
+    "mlp": {"mlp": "gpt2_ablate.model.layers:MLP"},
+    "norm": {"layer_norm": "gpt2_ablate.model.layers:LayerNorm"},
+    "positions": {
+        "learned": "gpt2_ablate.model.positions:LearnedPositions",
+        "rotary": "gpt2_ablate.model.rope:RotaryPositions",
+    },
+    "embedding": {"tied": "gpt2_ablate.model.embedding:TiedEmbedding"},
+}
 
 
-def part(kind: str, name: str) -> Callable[[T], T]:
-    """Register the decorated class as the part of this kind and name; it is built as `cls(config)`."""
-
-    def register(cls: T) -> T:
-        _PARTS[kind, name] = cls
-        return cls
-
-    return register
-
-
-def find_part(kind: str, name: str) -> type:
-    """The class registered for a part, importing the file of that name if it has not been imported yet.
+def build(kind: str, part: str | Mapping[str, Any], *args: Any) -> Any:
+    """The part, built with these arguments and its own options.
 
     Raises:
-        UserError: no such part.
+        UserError: there is no such part, it has no such option, or its code fails; one line that names the file.
     """
-    import gpt2_ablate.model as here
+    cls = resolve(kind, part)
+    options = {} if isinstance(part, str) else {key: value for key, value in part.items() if key != "name"}
+    signature = inspect.signature(cls)
+    try:
+        signature.bind(*args, **options)
+    except TypeError as error:
+        known = ", ".join(list(signature.parameters)[len(args) :]) or "none"
+        raise UserError(f"{kind}: {_name(part)}: {error}; its options are: {known}") from error
+    try:
+        return cls(*args, **options)
+    except UserError:
+        raise
+    except Exception as error:
+        if (where := locate_error(error)) is None:
+            raise
+        raise UserError(f"{kind}: {where}") from error
 
-    if (kind, name) not in _PARTS and name in {module.name for module in pkgutil.iter_modules(here.__path__)}:
-        importlib.import_module(f"{here.__name__}.{name}")
-    if (kind, name) not in _PARTS:
-        known = ", ".join(sorted(n for k, n in _PARTS if k == kind))
-        raise UserError(f"{kind}: there is no part {name!r}; give one of {known}, or add gpt2_ablate/model/{name}.py")
-    return _PARTS[kind, name]
+
+def resolve(kind: str, part: str | Mapping[str, Any]) -> type[nn.Module]:
+    """The class of a part.
+
+    Raises:
+        UserError: there is none.
+    """
+    name = _name(part)
+    file, colon, class_name = BUILT_IN[kind].get(name, name).rpartition(":")
+    if file.endswith(".py"):
+        module = load_python_file(Path(file))
+    elif name in BUILT_IN[kind]:
+        module = importlib.import_module(file)
+    else:
+        known = ", ".join(BUILT_IN[kind])
+        raise UserError(f"{kind}: there is no part {name!r}; give one of {known}, or a file and a class as my_part.py:MyPart")
+    cls = getattr(module, class_name, None)
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        own = [n for n, c in vars(module).items() if isinstance(c, type) and c.__module__ == module.__name__]
+        raise UserError(
+            f"{kind}: {file} has no part {class_name!r}, a class of torch.nn.Module; it has {', '.join(own) or 'none'}"
+        )
+    return cls
+
+
+def part_file(part: Any) -> Path | None:
+    """The file that a part is in, if it is not built in."""
+    file = _name(part).rpartition(":")[0] if isinstance(part, str | Mapping) else ""
+    return Path(file) if file.endswith(".py") else None
+
+
+def part_files(config: Any) -> list[Path]:
+    """The files of all parts of a GPT2Config, or of a mapping of its fields, that are not built in."""
+    parts = [config.get(kind) if isinstance(config, Mapping) else getattr(config, kind) for kind in BUILT_IN]
+    return list(dict.fromkeys(file for part in parts if (file := part_file(part)) is not None))
+
+
+def _name(part: str | Mapping[str, Any]) -> str:
+    return part if isinstance(part, str) else str(part.get("name"))

@@ -16,12 +16,12 @@ import yaml
 from gpt2_ablate.errors import UserError
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-VARIANT_KEYS = {"order", "title", "factors", "model", "paper", "idea", "challenges", "worth"}
+VARIANT_KEYS = {"order", "title", "factors", "model", "paper", "idea", "in_numbers", "challenges", "worth"}
 PRESET_KEYS = {
     "title", "seeds", "sizes", "prompt", "model", "data", "trainer", "evaluation_tokens", "at_once", "init", "uptraining",
 }  # fmt: skip
 UPTRAINING = 0.05  # share of the training budget that Ainslie et al. 2305.13245 (section 2.1) spend on a converted checkpoint
-TEXTS = ("title", "paper", "idea", "challenges", "worth")
+TEXTS = ("title", "paper", "idea", "in_numbers", "challenges", "worth")
 
 
 @dataclass(frozen=True)

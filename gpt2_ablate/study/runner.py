@@ -12,15 +12,17 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
+from gpt2_ablate.benchmarks import measurements
 from gpt2_ablate.data.corpora import open_corpus
 from gpt2_ablate.data.tokens import tokenise
 from gpt2_ablate.errors import UserError
-from gpt2_ablate.study import child, measurements
+from gpt2_ablate.records import SCHEMA, read_record, write_results
 from gpt2_ablate.study.live import Live
 from gpt2_ablate.study.plan import Plan, Run
-from gpt2_ablate.study.record import SCHEMA, make_folder, read_record, write_json, write_results
+from gpt2_ablate.utils import process
+from gpt2_ablate.utils.io import make_folder, write_json
 
-RUN = "gpt2_ablate.study.run"
+RUN = "gpt2_ablate.study.worker"
 
 Record = dict[str, Any]
 
@@ -62,7 +64,7 @@ def carry_out(plan: Plan, out: Path, neighbours: Plan | None = None) -> list[Rec
         UserError: the corpus or the output folder cannot be used, or another study is at work there.
     """
     folders = Folders(out)
-    child.prepare([RUN, measurements.MEASURE])
+    process.prepare([RUN, measurements.MEASURE])
     with _only_study_in(folders.study(plan.preset)), Live(plan) as live:
         corpus = open_corpus(plan.data.get("corpus", "shakespeare"), plan.data.get("column", "text"))
         live.say(f"Corpus: {corpus.name}.")
@@ -87,8 +89,8 @@ def _check(plan: Plan, folders: Folders, live: Live) -> None:
     different = {run.variant: run for run in plan.runs}
     try:
         log = folders.study(plan.preset) / "check.log"
-        child.run_in_child(f"{RUN}:check_runs", list(different.values()), log=log, tell=live.say, tick=live.tick)
-    except child.Failure as failure:
+        process.run_in_child(f"{RUN}:check_runs", list(different.values()), log=log, on_progress=live.say, tick=live.tick)
+    except process.Failure as failure:
         raise UserError(f"{plan.file}: {failure}") from None
 
 
@@ -111,13 +113,13 @@ def _kept(folders: Folders, run: Run, fingerprint: str, live: Live) -> Record | 
         live.warn(f"{weights}: is not whole ({error}); {run.name} is done again.")
         return None
     # What the YAML tells the reader may have changed without changing the run.
-    return {**record, "texts": run.texts, "factors": list(run.factors), "order": run.order, "asked": run.asked}
+    return {**record, "texts": run.texts, "factors": list(run.factors), "order": run.order, "invocation": run.asked}
 
 
 def _train(plan: Plan, folders: Folders, todo: list[int], fingerprints: list[str], live: Live) -> dict[int, Record]:
     """Train the runs of these numbers, as many side by side as the preset says; returns their records by number."""
 
-    def jobs() -> Iterator[child.Job]:
+    def jobs() -> Iterator[process.Job]:
         for n in todo:
             run = plan.runs[n]
             folder, logs = folders.run(run), folders.tensorboard(run)
@@ -126,12 +128,12 @@ def _train(plan: Plan, folders: Folders, todo: list[int], fingerprints: list[str
             (folder / "record.json").unlink(missing_ok=True)
             live.start(n)
             args = (run, fingerprints[n], folder, logs, plan.at_once)
-            yield child.Job(f"{RUN}:train_run", args, folder / "train.log", functools.partial(live.news, n), key=n)
+            yield process.Job(f"{RUN}:train_run", args, folder / "train.log", functools.partial(live.news, n), key=n)
 
     records = {}
-    for job, result in child.run_side_by_side(jobs(), plan.at_once, live.tick):
+    for job, result in process.run_side_by_side(jobs(), plan.at_once, live.tick):
         n, run = job.key, plan.runs[job.key]
-        if isinstance(result, child.Failure):
+        if isinstance(result, process.Failure):
             live.fail(n, f"{result}; see {job.log}")
             records[n] = _failed(run, fingerprints[n], str(result))
             write_json(folders.run(run) / "record.json", records[n])
@@ -147,7 +149,7 @@ def _failed(run: Run, fingerprint: str, error: str) -> Record:
     return {
         "schema": SCHEMA, "fingerprint": fingerprint, "preset": run.preset, "variant": run.variant, "seed": run.seed,
         "status": "failed", "error": error, "factors": list(run.factors), "order": run.order, "texts": run.texts,
-        "config": run.config, "asked": run.asked, "metrics": {}, "environment": {},
+        "config": run.config, "invocation": run.asked, "metrics": {}, "environment": {},
     }  # fmt: skip
 
 
@@ -167,7 +169,7 @@ def _add_measurements(plan: Plan, folders: Folders, records: list[Record], live:
         log = file.with_name("measure.log")
         try:
             measured = measurements.measure(configs, batch_size, log, live.measuring, live.tick)
-        except child.Failure as failure:
+        except process.Failure as failure:
             live.warn(f"Speed and memory could not be measured: {failure}; see {log}")
             return
         write_json(file, measured)

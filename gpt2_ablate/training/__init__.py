@@ -1,2 +1,2 @@
-"""How a model is trained: `module` (loss, optimizer, schedule), `callbacks` (what is watched), `trainer` (all
-of it as one Lightning Trainer, from one YAML)."""
+"""How a model is trained: `lightning_module` (the training step), `optimizers` (AdamW and its learning rate), `callbacks`
+(what is logged), `trainer` (all of it as one Lightning Trainer, from one YAML)."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,26 +16,26 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from gpt2_ablate.data.module import TextData
+from gpt2_ablate.data.datamodule import TextData
 from gpt2_ablate.data.tokenizer import END_OF_TEXT_ID
 from gpt2_ablate.errors import UserError
-from gpt2_ablate.machine import auto_precision
-from gpt2_ablate.model.attend import kernels_of
-from gpt2_ablate.training.module import LanguageModel
+from gpt2_ablate.ops.attention import select_kernel
+from gpt2_ablate.training.lightning_module import LanguageModel
+from gpt2_ablate.utils.system import auto_precision
 
 
 class TrainingCLI(LightningCLI):
-    """Keys: seed_everything, model (config and optimizer), data, trainer. The context length and the seed are said once,
-    in model.config.block_size and seed_everything, and reach the data from there."""
+    """Keys: seed_everything, model (config and optimizer), data, trainer. The data take the context length and the seed from
+    model.config.block_size and seed_everything."""
 
     def __init__(self, *args: Any, callbacks: list, logger: Any, **kwargs: Any):
-        self.watchers, self.logger = callbacks, logger
+        self.callbacks, self.logger = callbacks, logger
         super().__init__(*args, **kwargs)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Ours come after those that the YAML names, so that checkpoints are written when all else is up to date."""
-        theirs = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
-        return super().instantiate_trainer(callbacks=[*theirs, *self.watchers], logger=self.logger, **kwargs)
+        """Our callbacks come after those that the YAML names: the checkpoint is written when the others are up to date."""
+        from_yaml = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
+        return super().instantiate_trainer(callbacks=[*from_yaml, *self.callbacks], logger=self.logger, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("model.config.block_size", "data.block_size")
@@ -46,11 +47,10 @@ def build(args: list[str] | dict[str, Any], callbacks: list, logger: Any = True)
 
     Args:
         args: command line arguments, or the same as a nested dictionary.
-        callbacks: what is watched.
-        logger: where it is written.
+        callbacks, logger: of the trainer.
 
     Raises:
-        UserError: an unknown key, or a value that is of the wrong type or cannot be used here.
+        UserError: a key is unknown, or a value has the wrong type or cannot be used here.
     """
     quieten_lightning()
     if isinstance(args, dict):
@@ -74,7 +74,7 @@ def build(args: list[str] | dict[str, Any], callbacks: list, logger: Any = True)
             trainer_defaults={
                 "precision": auto_precision(),
                 "devices": 1,
-                "max_epochs": -1,  # batches have no end; max_steps does
+                "max_epochs": -1,  # batches have no end; max_steps ends training
                 "max_steps": 1000,
                 "gradient_clip_val": 1.0,
                 "log_every_n_steps": 10,
@@ -98,8 +98,8 @@ def fit(cli: TrainingCLI) -> None:
     """Train what `build` has built.
 
     Raises:
-        UserError: a setting that Lightning looks at only now.
-        NonFiniteLoss: the training diverged.
+        UserError: a setting that Lightning checks only now is wrong.
+        NonFiniteLoss: training has diverged.
     """
     try:
         cli.trainer.fit(cli.model, cli.datamodule)
@@ -108,11 +108,11 @@ def fit(cli: TrainingCLI) -> None:
 
 
 def _check(cli: TrainingCLI) -> None:
-    """What Lightning lets pass and trips over later, or ignores."""
+    """Refuse settings that Lightning accepts and fails on later, or ignores."""
     settings = cli.config.trainer
     for key in ("accumulate_grad_batches", "log_every_n_steps"):
         if settings[key] is None or settings[key] < 1:
-            raise UserError(f"trainer.{key}: {settings[key]} is no number of steps; give 1 or more")
+            raise UserError(f"trainer.{key}: {settings[key]} is not a number of steps; give 1 or more")
     interval, accumulate = settings.val_check_interval, settings.accumulate_grad_batches
     if isinstance(interval, int) and (interval < 1 or interval % accumulate):
         raise UserError(
@@ -120,9 +120,9 @@ def _check(cli: TrainingCLI) -> None:
             f"give a multiple of {accumulate} (accumulate_grad_batches) above 0"
         )
     if settings.gradient_clip_algorithm not in (None, "norm"):
-        raise UserError(f"trainer.gradient_clip_algorithm: {settings.gradient_clip_algorithm!r} is not done here; give norm")
+        raise UserError(f"trainer.gradient_clip_algorithm: {settings.gradient_clip_algorithm!r} is not supported; give norm")
     try:
-        training_kernels(cli)
+        _check_kernels(cli)
     except UserError as error:
         raise UserError(f"model.config.{error}") from error
     vocab_size = cli.model.model.config.vocab_size
@@ -132,25 +132,24 @@ def _check(cli: TrainingCLI) -> None:
         )
 
 
-def training_kernels(cli: TrainingCLI) -> list[str]:
-    """The names of the attention kernels that this training takes.
-
-    Raises:
-        UserError: the one that the config wants cannot run here.
-    """
-    config, device = cli.model.model.config, cli.trainer.strategy.root_device
+def _check_kernels(cli: TrainingCLI) -> None:
+    """Refuse an attention kernel that cannot train this model on this device."""
+    model, device = cli.model.model, cli.trainer.strategy.root_device
+    config = model.config
     starts = torch.zeros(1, config.block_size, dtype=torch.long) if cli.datamodule.separate_documents else None
-    return kernels_of(config, cli.model.model.positions.score_bias, device, config.block_size, starts, config.dropout)
+    for mask in config.masks:
+        mask = replace(mask, document_starts=starts, score_bias=model.positions.score_bias)
+        select_kernel(mask, device, config.block_size, config.dropout, config.kernel)
 
 
 def one_line(message: str) -> str:
-    """jsonargparse explains over several indented lines; the first says where, the last says what."""
+    """The first and the last line of jsonargparse's message, which say where and what."""
     lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
     return " ".join(dict.fromkeys((lines[0], lines[-1])))
 
 
 def quieten_lightning() -> None:
-    """No banners and tips: what matters is said by the study itself."""
+    """No banners and tips."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # A small batch is loaded in well under a millisecond; worker processes would cost more than they save.

@@ -3,43 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
-
-from safetensors import SafetensorError
 
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.model import GPT2, GPT2Config
+from gpt2_ablate.utils.io import new_folder, whole
 from gpt2_ablate.weights.build import check_layers, check_numbers, empty_model, fill
-from gpt2_ablate.weights.tensors import open_tensors, save_tensors
+from gpt2_ablate.weights.tensor_files import open_tensors, save_tensors
 
 CONFIG, WEIGHTS = "model.json", "model.safetensors"
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which appears as `folder` when all is written, and never in part.
-
-    Raises:
-        UserError: `folder` holds something already, or cannot be written.
-    """
-    folder = Path(folder).resolve()
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    try:
-        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-            raise UserError(f"{folder}: is there already, and is not an empty folder; give another one")
-        partial.mkdir(parents=True)
-        yield partial
-        partial.replace(folder)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if not isinstance(error, OSError | SafetensorError):
-            raise
-        raise UserError(f"{folder}: cannot be written ({error}); free some space, or give another folder") from error
 
 
 def save_model(model: GPT2, folder: Path) -> None:
@@ -48,10 +20,10 @@ def save_model(model: GPT2, folder: Path) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    try:
-        _write(model, folder)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder}: the model cannot be written ({error}); free some space, or give another folder") from error
+    with whole(folder / WEIGHTS) as partial:
+        save_tensors({name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}, partial)
+    with whole(folder / CONFIG) as partial:
+        partial.write_text(json.dumps(model.config.to_dict(), indent=1) + "\n")
 
 
 def save_new_model(model: GPT2, folder: Path) -> None:
@@ -61,20 +33,7 @@ def save_new_model(model: GPT2, folder: Path) -> None:
         UserError: the folder holds something already, or cannot be written.
     """
     with new_folder(folder) as out:
-        _write(model, out)
-
-
-def _write(model: GPT2, folder: Path) -> None:
-    partial = folder / ".partial"
-    try:
-        save_tensors({name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}, partial)
-        partial.replace(folder / WEIGHTS)
-        partial.write_text(json.dumps(asdict(model.config), indent=1) + "\n")
-        partial.replace(folder / CONFIG)
-    except (OSError, SafetensorError):
-        with suppress(OSError):
-            partial.unlink()
-        raise
+        save_model(model, out)
 
 
 def load_model(folder: Path) -> GPT2:

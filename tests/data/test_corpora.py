@@ -122,12 +122,12 @@ def test_documents_come_back_whatever_the_block_that_is_read(tmp_path_factory, t
     file = tmp_path_factory.mktemp("blocks") / "a.txt"
     file.write_bytes(SEPARATOR.join(texts).encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpora, "BLOCK", block)
+        patch.setattr(corpora, "BLOCK_BYTES", block)
         assert documents(open_corpus(str(file))) == {None: texts}
 
 
 def test_a_file_longer_than_a_block_comes_back(tmp_path):
-    texts = ["é" * (corpora.BLOCK - 5), "b" * 10, "c" * (2 * corpora.BLOCK)]
+    texts = ["é" * (corpora.BLOCK_BYTES - 5), "b" * 10, "c" * (2 * corpora.BLOCK_BYTES)]
     file = write(tmp_path, a=SEPARATOR.join(texts)) / "a.txt"
     assert documents(open_corpus(str(file))) == {None: texts}
 
@@ -214,7 +214,7 @@ def test_what_is_no_text_is_refused_by_its_name(tmp_path, cache, refused, name):
     assert not [file for file in cache.rglob("*") if file.suffix != ".lock" and file.name not in ("gpt2-ablate", "tokens")]
 
 
-@pytest.mark.parametrize("before", [5, 30_000, 3_000_000, corpora.BLOCK - 1])
+@pytest.mark.parametrize("before", [5, 30_000, 3_000_000, corpora.BLOCK_BYTES - 1])
 @pytest.mark.parametrize("byte", [b"\xff", b"\xc3"])  # never right; wrong only because of the next one
 def test_the_first_byte_that_is_not_utf8_is_named(tmp_path, refused, before, byte):
     (tmp_path / "a.txt").write_bytes(b"a" * before + byte + b"b" * 50)

@@ -41,7 +41,7 @@ def lines(folder, **splits):
     return f"dataset:{folder}"
 
 
-def test_a_table_saved_to_disk_is_one_heap(tmp_path):
+def test_a_table_saved_to_disk_is_unsplit(tmp_path):
     assert documents(open_corpus(saved(tmp_path / "a", table()))) == {None: TEXTS}
 
 
@@ -57,7 +57,7 @@ def test_validation_has_other_names(tmp_path, name):
     assert documents(open_corpus(saved(tmp_path / "a", splits))) == {"train": TEXTS, "validation": ["four"]}
 
 
-def test_splits_without_a_validation_are_one_heap(tmp_path):
+def test_splits_without_a_validation_are_unsplit(tmp_path):
     splits = datasets.DatasetDict(train=table(), unsupervised=table(["four"]))
     assert documents(open_corpus(saved(tmp_path / "a", splits))) == {None: [*TEXTS, "four"]}
 

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from gpt2_ablate.cli import main
-from gpt2_ablate.evaluation import fidelity
+from gpt2_ablate.evaluation import verification
 from gpt2_ablate.evaluation.lambada import encode, read_passages, score_passages
 from gpt2_ablate.evaluation.strided import score_text
 from gpt2_ablate.model import GPT2, GPT2Config
@@ -81,7 +81,7 @@ class TestVerify:
         assert [text[:1] for text in out.splitlines() if " of 8: " in text] == list("12345678")
 
     def test_a_failure_is_status_1(self, capsys, gpt2, tmp_path, monkeypatch):
-        monkeypatch.setitem(fidelity.PARAMETERS, "gpt2", 124_000_000)
+        monkeypatch.setitem(verification.PARAMETERS, "gpt2", 124_000_000)
         status, out, _ = run(capsys, "verify", gpt2)
         assert status == 1 and "FAILED" in out
         assert "**Failed: parameters" in (tmp_path / "reports" / "verification.md").read_text()
@@ -142,7 +142,7 @@ class TestEvaluate:
         assert run(capsys, "evaluate", rotary, "--text", text, "--window", 100)[0] == 0
 
     def test_long_texts_say_how_far_they_are(self, capsys, checkpoint, text, monkeypatch):
-        monkeypatch.setattr("gpt2_ablate.evaluation.progress.LINE_EVERY", 0.0)
+        monkeypatch.setattr("gpt2_ablate.utils.progress.LINE_EVERY", 0.0)
         _, out, err = run(capsys, "evaluate", checkpoint, "--text", text, "--stride", 2)
         assert re.search(r"^windows: \d+ of \d+, \d+ s left$", err, re.MULTILINE) and "left" not in out
 

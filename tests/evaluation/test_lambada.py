@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from gpt2_ablate.data.tokenizer import load_tokenizer
-from gpt2_ablate.evaluation.fidelity import renamed
+from gpt2_ablate.evaluation.hf_reference import renamed
 from gpt2_ablate.evaluation.lambada import encode, read_passages, score_passages
 from gpt2_ablate.model import GPT2, GPT2Config
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from gpt2_ablate.evaluation.fidelity import renamed
+from gpt2_ablate.evaluation.hf_reference import renamed
 from gpt2_ablate.evaluation.strided import TextScore, read_text, score_text, strided_loss
 from gpt2_ablate.model import GPT2, GPT2Config
 from gpt2_ablate.weights import export_huggingface

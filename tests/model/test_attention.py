@@ -5,9 +5,14 @@ import torch
 
 from gpt2_ablate.model import GPT2
 from gpt2_ablate.model.attention import SelfAttention
+from gpt2_ablate.model.context import ForwardContext
 from gpt2_ablate.model.positions import Positions
 
 from .tiny import close, each_positions, each_variant, each_window, tiny, tiny_model, tokens
+
+
+def context(T):
+    return ForwardContext(torch.arange(T), torch.arange(T), None, Positions())
 
 
 def repeated(model):
@@ -55,16 +60,16 @@ def test_each_variant_has_exactly_the_weights_it_needs(variant):
 
 @pytest.mark.parametrize("n_kv_head", [None, 2, 1])
 def test_keys_and_values_have_g_heads(n_kv_head):
-    attention = SelfAttention(tiny(n_kv_head=n_kv_head))
-    q, k, v = attention.project(torch.randn(3, 5, 32))
+    attention = SelfAttention(tiny(n_kv_head=n_kv_head), layer=0)
+    q, k, v = attention.project(torch.randn(3, 5, 32), context(5))
     assert q.shape == (3, 4, 5, 8)
     assert k.shape == v.shape == (3, n_kv_head or 4, 5, 8)
 
 
 @pytest.mark.parametrize("window", [None, 3])
 def test_attention_weights_are_dropped_in_training_only(window):
-    attention = SelfAttention(tiny(dropout=0.5, window=window))
-    x, where, positions = torch.randn(2, 10, 32), torch.arange(10), Positions()
-    assert not torch.equal(attention(x, where, positions), attention(x, where, positions))
+    attention = SelfAttention(tiny(dropout=0.5, window=window), layer=0)
+    x = torch.randn(2, 10, 32)
+    assert not torch.equal(attention(x, context(10)), attention(x, context(10)))
     attention.eval()
-    assert torch.equal(attention(x, where, positions), attention(x, where, positions))
+    assert torch.equal(attention(x, context(10)), attention(x, context(10)))

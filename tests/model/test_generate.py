@@ -112,7 +112,7 @@ def test_tokens_are_drawn_by_their_probability(temperature, top_k):
     expected = logits.softmax(-1)
     shares = drawn.bincount(minlength=V) / n
     assert shares[expected == 0].sum() == 0
-    assert ((shares - expected).abs() <= 5 * (expected * (1 - expected) / n).sqrt() + 1 / n).all()
+    assert ((shares - expected).abs() <= 5 * (expected * (1 - expected) / n).sqrt() + 4 / n).all()  # 4: rare tokens
 
 
 def test_texts_of_a_batch_do_not_see_each_other():
@@ -199,7 +199,7 @@ def test_a_kernel_that_cannot_run_is_refused_before_the_first_token_is_asked_for
 def test_a_kernel_that_can_run_is_not_refused():
     """By what it is asked to read first, the prompt."""
     model = tiny_model(window=6)
-    for kernel, T in (("causal", 6), ("sliding", 12), ("reference", 12)):
+    for kernel, T in (("causal", 6), ("sliding", 12), ("eager", 12)):
         forced = tiny_model(window=6, kernel=kernel)
         assert torch.equal(generate(forced, tokens(2, T), 15, 0), generate(model, tokens(2, T), 15, 0))
 

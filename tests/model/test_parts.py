@@ -1,146 +1,212 @@
-"""A new part is one new file: it is found by its name, and works with everything that is already there."""
-
-import itertools
+"""A part from outside: found by its file, built with its options, and in its rights everywhere a built-in one is."""
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-import gpt2_ablate.model
-from gpt2_ablate.errors import UserError
-from gpt2_ablate.model import GPT2, KVCache, generate
+from gpt2_ablate.model import GPT2, KVCache
+from gpt2_ablate.model.parts import BUILT_IN, build, part_files, resolve
 
-from .tiny import W, close, each_kv_heads, each_window, sees, tiny, tiny_model, tokens
+from .tiny import close, tiny, tokens
 
-ALIBI = '''
-"""ALiBi (Press et al. 2108.12409): a penalty on the score that grows with the distance."""
-
+PARTS = '''
 import torch
+from torch import Tensor, nn
 
-from gpt2_ablate.model.parts import part
-from gpt2_ablate.model.positions import Positions
+from gpt2_ablate.model.attention import SelfAttention
+from gpt2_ablate.model.embedding import TiedEmbedding
+from gpt2_ablate.model.gpt2 import Block
+from gpt2_ablate.ops.attention import attention
+from gpt2_ablate.ops.linear import Linear
 
 
-@part("positions", "alibi_of_a_test")
-class Alibi(Positions):
-    def __init__(self, config):
+class LayerScaled(Block):
+    def __init__(self, config, layer, start=1e-4):
+        super().__init__(config, layer)
+        self.scale = nn.Parameter(torch.full((config.n_embd,), start))
+
+    def forward(self, x, context):
+        x = x + self.scale * self.attention(self.norm_1(x), context)
+        return x + self.scale * self.mlp(self.norm_2(x))
+
+
+class Capped(TiedEmbedding):
+    def __init__(self, config, cap):
+        super().__init__(config)
+        self.cap = cap
+
+    def logits(self, hidden):
+        return self.cap * torch.tanh(super().logits(hidden) / self.cap)
+
+
+class Wide(SelfAttention):
+    """Values twice as wide as queries, queries normalised."""
+
+    def __init__(self, config, layer):
+        super().__init__(config, layer)
+        self.values = Linear(config.n_embd, 2 * self.heads[1] * self.head_dim)
+        self.output = Linear(2 * config.n_embd, config.n_embd, std=config.residual_std)
+
+    def project(self, x, context):
+        q, k, _ = super().project(x, context)
+        return q, k, self.values(x).unflatten(-1, (self.heads[1], -1)).transpose(1, 2)
+
+    def make_cache(self, batch_size, capacity, dtype, device):
+        from gpt2_ablate.model.kv_cache import LayerCache
+
+        G, D = self.heads[1], self.head_dim
+        return LayerCache(self.mask, (G, D), (G, 2 * D), batch_size, capacity, dtype, device)
+
+
+class Random(nn.Module):
+    """Draws at construction."""
+
+    def __init__(self, config, layer):
         super().__init__()
-        self.register_buffer("slopes", 2.0 ** -torch.arange(1, config.n_head + 1), persistent=False)
-
-    def score_bias(self, queries, keys):
-        return self.slopes[:, None, None] * (keys[None, :] - queries[:, None])
-'''
-SILENT = """
-import torch
-
-from gpt2_ablate.model.parts import part
-
-
-@part("mlp", "silent_of_a_test")
-class Silent(torch.nn.Module):
-    def __init__(self, config):
-        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(config.n_embd)), Linear(config.n_embd, config.n_embd)
 
     def forward(self, x):
-        return torch.zeros_like(x)
-"""
+        return self.b(x * self.a)
 
 
-@pytest.fixture(autouse=True)
-def new_files(tmp_path, monkeypatch):
-    """Two parts in files of their own, as if somebody had put them into gpt2_ablate/model/."""
-    (tmp_path / "alibi_of_a_test.py").write_text(ALIBI)
-    (tmp_path / "silent_of_a_test.py").write_text(SILENT)
-    (tmp_path / "empty_of_a_test.py").write_text("")
-    monkeypatch.setattr(gpt2_ablate.model, "__path__", [*gpt2_ablate.model.__path__, str(tmp_path)])
+class Fails(nn.Module):
+    def __init__(self, config, layer):
+        super().__init__()
+        raise ValueError("no such luck")
 
 
-def alibi_model(**changes):
-    return tiny_model(positions="alibi_of_a_test", **changes)
+class NoModule:
+    pass
+'''
 
 
-@each_kv_heads
-def test_new_positions_are_causal(n_kv_head):
-    places = torch.arange(20)
-    assert torch.equal(sees(alibi_model(n_kv_head=n_kv_head), 20), places[None, :] >= places[:, None])
+@pytest.fixture
+def parts(tmp_path):
+    (tmp_path / "parts.py").write_text(PARTS)
+    return lambda name: f"{tmp_path / 'parts.py'}:{name}"
 
 
-@each_kv_heads
-def test_new_positions_respect_the_window(n_kv_head):
-    places = torch.arange(20)
-    distance = places[None, :] - places[:, None]
-    model = alibi_model(n_kv_head=n_kv_head, window=W, n_layer=1)
-    assert torch.equal(sees(model, 20), (distance >= 0) & (distance < W))
+def model(seed=0, **changes):
+    torch.manual_seed(seed)
+    return GPT2(tiny(**changes)).eval()
 
 
-@each_kv_heads
-@each_window
-@pytest.mark.parametrize("chunks", [1, 5, [13, 1, 1, 9, 2, 14]])
-def test_new_positions_work_with_the_cache(n_kv_head, window, chunks):
-    model = alibi_model(n_kv_head=n_kv_head, window=window)
-    text = tokens(2, 40)
-    cache = KVCache(model.config, 2, capacity=40)
+def test_a_parts_own_start_survives(parts):
+    built = model(block=parts("LayerScaled"))
+    assert all((block.scale == 1e-4).all() for block in built.blocks)
+    built = model(block={"name": parts("LayerScaled"), "start": 0.5})
+    assert all((block.scale == 0.5).all() for block in built.blocks)
+
+
+def test_variants_start_from_the_same_numbers_where_they_share_them(parts):
+    plain = dict(model().named_parameters())
+    for changes in (
+        dict(block=parts("LayerScaled")),
+        dict(embedding={"name": parts("Capped"), "cap": 5}),
+        dict(mlp=parts("Random")),
+    ):
+        other = dict(model(**changes).named_parameters())
+        shared = [name for name in plain if name in other and plain[name].shape == other[name].shape]
+        assert len(shared) > 10 and all(torch.equal(plain[name], other[name]) for name in shared)
+
+
+def test_what_is_drawn_at_construction_depends_on_the_seed_alone(parts):
+    one, same, other = (dict(model(seed, mlp=parts("Random")).named_parameters()) for seed in (0, 0, 1))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["blocks.0.mlp.a"], other["blocks.0.mlp.a"])
+    assert not torch.equal(one["blocks.0.mlp.a"], one["blocks.1.mlp.a"])
+
+
+def test_making_a_model_moves_the_callers_random_numbers_by_one_draw(parts):
+    torch.manual_seed(0)
+    torch.randint(2**31, ())
+    expected = torch.randn(3)
+    for changes in (dict(), dict(mlp=parts("Random"))):
+        model(**changes)
+        assert torch.equal(torch.randn(3), expected)
+
+
+def test_everything_goes_through_the_embeddings_logits(parts):
+    """A head with soft-capping: loss, token losses and their gradients are those of its logits."""
+    built, text = model(embedding={"name": parts("Capped"), "cap": 0.05}), tokens(2, 20)
+    inputs, targets = text[:, :-1], text[:, 1:].clone()
+    targets[0, 3] = -100
+    logits = built(inputs)
+    assert logits.abs().max() <= 0.05
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    close(built.loss(inputs, targets), expected, 1e-6)
     with torch.no_grad():
-        cached = torch.cat([model(chunk, cache) for chunk in text.split(chunks, dim=1)], dim=1)
-        close(cached, model(text), 1e-4)
+        close(built.embedding.token_losses(built.hidden(inputs), targets).sum() / 37, expected, 1e-6)
+    parameters = list(built.parameters())
+    found = torch.autograd.grad(built.loss(inputs, targets), parameters)
+    close(found, torch.autograd.grad(expected, parameters), 1e-6)
 
 
-@each_window
-def test_new_positions_generate_past_the_block(window):
-    model, text = alibi_model(window=window), tokens(2, 5)
-    generated = generate(model, text, 40, temperature=0)
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("n_kv_head", [None, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_may_be_wider_than_queries(parts, window, n_kv_head, dtype):
+    """In every kernel that a CPU has, and in the cache, whose bytes are counted."""
+    built, text = model(attention=parts("Wide"), window=window, n_kv_head=n_kv_head).to(dtype), tokens(2, 30)
+    cache = built.make_cache(2)
     with torch.no_grad():
-        for _ in range(40):
-            text = torch.cat((text, model(text)[:, -1:].argmax(-1)), dim=1)
-    assert torch.equal(generated, text)
+        whole = built(text)
+        cached = torch.cat([built(piece, cache) for piece in text.split([7, 1, 20, 2], dim=1)], dim=1)
+    close(cached, whole, 1e-4 if dtype == torch.float32 else 0.05)
+    built.loss(text, text).backward()
+    plain = KVCache(tiny(window=window, n_kv_head=n_kv_head))
+    assert KVCache(built.config, device="meta").nbytes == 1.5 * plain.nbytes
 
 
-@each_kv_heads
-def test_a_bias_without_end_is_a_window_of_one(n_kv_head):
-    """The bias really reaches the scores, of each head: with an endless penalty every token sees itself alone."""
-    model, alone = alibi_model(n_kv_head=n_kv_head), alibi_model(n_kv_head=n_kv_head, window=1)
-    text = tokens(2, 20)
-    assert (model(text) - alone(text)).abs().max() > 0.1
-    model.positions.slopes.fill_(1e4)
-    close(model(text), alone(text), 1e-4)
+def test_a_config_with_parts_can_be_compared_hashed_and_written(parts):
+    config = tiny(mlp={"name": parts("Random")}, embedding={"name": parts("Capped"), "cap": 5})
+    assert config.mlp == parts("Random")
+    assert type(config)(**config.to_dict()) == config and hash(type(config)(**config.to_dict())) == hash(config)
+    assert type(config.to_dict()["embedding"]) is dict
+    assert part_files(config) == part_files(config.to_dict()) != []
 
 
-@each_kv_heads
-def test_each_head_has_its_own_bias(n_kv_head):
-    """Changing one head's slope changes the model, and differently for each head."""
-    text = tokens(1, 20)
-    logits = [alibi_model(n_kv_head=n_kv_head)(text)]
-    for head in range(4):
-        model = alibi_model(n_kv_head=n_kv_head)
-        model.positions.slopes[head] = 5.0
-        logits.append(model(text))
-    assert all((a - b).abs().max() > 1e-2 for a, b in itertools.combinations(logits, 2))
+def test_every_built_in_part_is_what_the_table_says():
+    for kind, names in BUILT_IN.items():
+        assert all(issubclass(resolve(kind, name), torch.nn.Module) for name in names)
 
 
-def test_a_new_part_starts_from_the_same_weights_as_the_others():
-    def start(positions):
-        torch.manual_seed(0)
-        return GPT2(tiny(positions=positions)).embedding.weight
+@pytest.mark.parametrize(
+    ("kind", "part", "words"),
+    [
+        ("mlp", "swiglu", ("mlp: there is no part 'swiglu'", "give one of mlp", "my_part.py:MyPart")),
+        ("mlp", "{}:Swiglu", ("parts.py", "'Swiglu'", "LayerScaled")),
+        ("mlp", "{}:NoModule", ("parts.py", "'NoModule'")),
+        ("mlp", "{}", ("no part",)),
+        ("mlp", "/nowhere/x.py:X", ("/nowhere/x.py", "is not there")),
+        ("mlp", "{}:Fails", ("parts.py:", "ValueError: no such luck")),
+        ("embedding", {"name": "{}:Capped"}, ("'cap'", "its options are: cap")),
+        ("embedding", {"name": "{}:Capped", "cap": 5, "cup": 3}, ("'cup'", "its options are: cap")),
+        ("block", {"name": "pre_norm", "depth": 3}, ("'depth'", "its options are: none")),
+        ("norm", {"eps": 1}, ("norm:", "no part")),
+        ("norm", 3, ("norm: 3",)),
+    ],
+)
+def test_a_wrong_part_is_refused_in_one_line(kind, part, words, parts, refused):
+    file = parts("")[:-1]
+    if isinstance(part, str):
+        part = part.replace("{}", file)
+    elif isinstance(part, dict):
+        part = {k: v.replace("{}", file) if isinstance(v, str) else v for k, v in part.items()}
+    with refused(*words):
+        model(**{kind: part})
 
-    assert torch.equal(start("alibi_of_a_test"), start("rotary"))
 
-
-def test_a_new_mlp_takes_the_place_of_the_old_one():
-    model = tiny_model(mlp="silent_of_a_test")
-    names = [name for name, _ in model.named_parameters()]
-    assert names and not any("mlp" in name for name in names)
-    close(model(tokens(2, 10)), silenced(tiny_model(), model)(tokens(2, 10)))
-
-
-def silenced(full, model):
-    """The same model with the ordinary MLP, whose last projection is zero."""
-    full.load_state_dict(model.state_dict(), strict=False)
-    with torch.no_grad():
-        for block in full.blocks:
-            block.mlp.output.weight.zero_()
-            block.mlp.output.bias.zero_()
-    return full
-
-
-def test_a_file_without_the_part_is_refused():
-    with pytest.raises(UserError, match="positions.*'empty_of_a_test'"):
-        GPT2(tiny(positions="empty_of_a_test"))
+@pytest.mark.parametrize(
+    ("code", "line", "words"),
+    [
+        ("import torch\nclass X(torch.nn.Module)\n    pass\n", 2, "SyntaxError"),
+        ("import torch\n\nimport nowhere_to_be_found\n", 3, "ModuleNotFoundError"),
+        ("x = 1\ny = x / 0\n", 2, "ZeroDivisionError"),
+    ],
+)
+def test_a_file_that_fails_is_named_with_its_line(code, line, words, tmp_path, refused):
+    (tmp_path / "bad.py").write_text(code)
+    for _ in range(2):  # the second time too
+        with refused(f"{tmp_path / 'bad.py'}:{line}: ", words):
+            build("mlp", f"{tmp_path / 'bad.py'}:X", tiny(), 0)

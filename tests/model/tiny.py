@@ -18,12 +18,9 @@ few = settings(max_examples=12, deadline=None, derandomize=True)
 each_positions = pytest.mark.parametrize("positions", POSITIONS)
 each_kv_heads = pytest.mark.parametrize("n_kv_head", KV_HEADS)
 each_window = pytest.mark.parametrize("window", (None, W))
+VARIANTS_OF_TINY = [dict(positions=p, n_kv_head=g, window=w) for p, g, w in itertools.product(POSITIONS, KV_HEADS, (None, W))]
 each_variant = pytest.mark.parametrize(
-    "variant",
-    [
-        pytest.param(dict(positions=p, n_kv_head=g, window=w), id=f"{p}-kv_{g or 'all'}-window_{w or 'none'}")
-        for p, g, w in itertools.product(POSITIONS, KV_HEADS, (None, W))
-    ],
+    "variant", VARIANTS_OF_TINY, ids=lambda v: f"{v['positions']}-kv_{v['n_kv_head'] or 'all'}-window_{v['window'] or 'none'}"
 )
 
 

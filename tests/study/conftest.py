@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpt2_ablate.study import child
+from gpt2_ablate.utils import process
 
 from .tiny import cache_home, trained_study
 
@@ -13,7 +13,7 @@ def own_processes():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", cache_home())
         patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-        child.prepare(["gpt2_ablate.study.run", "gpt2_ablate.study.measure"])
+        process.prepare(["gpt2_ablate.study.worker", "gpt2_ablate.benchmarks.variants"])
         yield
 
 

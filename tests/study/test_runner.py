@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from gpt2_ablate.cli import main
+from gpt2_ablate.records import read_record, read_results
 from gpt2_ablate.study.plan import load_plan
-from gpt2_ablate.study.record import read_record, read_results
 from gpt2_ablate.study.runner import carry_out
 
 from .tiny import (

@@ -9,11 +9,11 @@ import torch
 from lightning.pytorch import Callback
 
 from gpt2_ablate.data.batches import IGNORED
-from gpt2_ablate.evaluation.cost import training_flops_per_token
-from gpt2_ablate.machine import matmul_peak
+from gpt2_ablate.evaluation.flops import training_flops_per_token
 from gpt2_ablate.model import GPT2Config
 from gpt2_ablate.training.callbacks import Memory, Progress, Samples, Throughput
-from gpt2_ablate.training.module import LanguageModel
+from gpt2_ablate.training.lightning_module import LanguageModel
+from gpt2_ablate.utils.system import matmul_peak
 
 from .tiny import Steps, fit, same, weights
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from gpt2_ablate.machine import auto_precision
 from gpt2_ablate.training.trainer import build
+from gpt2_ablate.utils.system import auto_precision
 
 from .tiny import Steps, fit, same, weights, words
 

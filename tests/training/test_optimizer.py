@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gpt2_ablate.model import GPT2Config
-from gpt2_ablate.training.module import LanguageModel
+from gpt2_ablate.training.lightning_module import LanguageModel
 from gpt2_ablate.training.trainer import build
 
 from .tiny import Steps, fit, weights

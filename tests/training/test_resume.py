@@ -16,16 +16,16 @@ class Stopped(Exception):
 
 
 def run(config, folder, stop_at=None, resume=None):
-    """As gpt2_ablate.study.run trains: a checkpoint after each validation; stopped as a user's Ctrl-C would."""
+    """As gpt2_ablate.study.worker trains: a checkpoint after each validation; stopped as a user's Ctrl-C would."""
 
-    def tell(progress):
+    def on_progress(progress):
         if progress["step"] == stop_at:
             raise Stopped
 
     throughput = Throughput(lambda *_: 1.0)
     checkpoint = ModelCheckpoint(folder, filename="{step}", every_n_epochs=1, save_on_train_epoch_end=False)
     config["trainer"]["enable_checkpointing"] = True
-    return fit(config, throughput, Progress(tell, throughput), checkpoint, ckpt_path=resume, weights_only=True)
+    return fit(config, throughput, Progress(on_progress, throughput), checkpoint, ckpt_path=resume, weights_only=True)
 
 
 def optimizer_state(cli):

@@ -6,7 +6,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gpt2_ablate.data.tokenizer import load_tokenizer
-from gpt2_ablate.evaluation.cost import training_flops_per_token
+from gpt2_ablate.evaluation.flops import training_flops_per_token
 from gpt2_ablate.study.plan import load_plan
 from gpt2_ablate.training.callbacks import Memory, Samples, Throughput
 

@@ -1,5 +1,5 @@
-"""What is watched while a model trains; each file is one thing. All of it lands in TensorBoard under the same names for
-every variant, so that curves overlay."""
+"""What is logged while a model trains, one thing a file. TensorBoard has it under the same names for every variant, so that
+curves overlay."""
 
 from gpt2_ablate.training.callbacks.memory import Memory
 from gpt2_ablate.training.callbacks.perplexity import Perplexity

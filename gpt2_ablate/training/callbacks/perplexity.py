@@ -1,4 +1,4 @@
-"""Validation loss, perplexity and bits per byte; and the curves of a run, kept across interruptions."""
+"""Validation loss, perplexity and bits per byte; and the loss curves of a run, kept across interruptions."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class Perplexity(Callback):
     """Logs validation/loss (nats per token), validation/perplexity and validation/bits_per_byte.
 
     Attributes:
-        curves: "train" and "validation", each a list of (step, loss in nats). They are part of the checkpoint, so a
-            resumed run has them whole.
+        curves: "train" and "validation", each a list of (step, loss in nats). They are in the checkpoint, so that a resumed
+            run has all of them.
     """
 
     def __init__(self) -> None:
         self.curves: dict[str, Curve] = {"train": [], "validation": []}
-        # A batch whose loss is no number stays that, and is not dropped ("disable" would also drop the weights).
+        # A NaN makes the mean NaN ("disable" would also ignore the batch's weight).
         self.mean = MeanMetric(nan_strategy=math.nan)
 
     def state_dict(self) -> dict:

@@ -1,4 +1,4 @@
-"""What the model writes, from the same prompt and the same random numbers every time."""
+"""A text by the model, from the same prompt and the same random numbers every time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Samples(Callback):
     Args:
         prompt: text to continue.
         encode, decode: the tokenizer's.
-        max_new_tokens: length of the continuation, cut where the context ends.
+        max_new_tokens: of the continuation; fewer where the context ends.
     """
 
     def __init__(
@@ -27,12 +27,12 @@ class Samples(Callback):
         self.prompt, self.encode, self.decode, self.max_new_tokens = prompt, encode, decode, max_new_tokens
 
     def write(self, pl_module: LightningModule) -> str:
-        """The prompt and its continuation: temperature 0.8, the 50 likeliest tokens, always the same draw."""
+        """The prompt and its continuation: temperature 0.8, top-k 50, always the same seed."""
         model: Any = pl_module.model
         ids = torch.tensor([self.encode(self.prompt)], device=pl_module.device)
         room = model.config.block_size - ids.shape[1]
-        draw = torch.Generator(pl_module.device).manual_seed(0)
-        text = generate(model, ids, max(0, min(self.max_new_tokens, room)), temperature=0.8, top_k=50, generator=draw)
+        generator = torch.Generator(pl_module.device).manual_seed(0)
+        text = generate(model, ids, max(0, min(self.max_new_tokens, room)), temperature=0.8, top_k=50, generator=generator)
         return self.decode(text[0].tolist())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

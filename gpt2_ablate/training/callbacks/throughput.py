@@ -7,22 +7,22 @@ from collections.abc import Callable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from gpt2_ablate.machine import matmul_peak, synchronise
 from gpt2_ablate.model import GPT2Config
+from gpt2_ablate.utils.system import matmul_peak, synchronise
 
 
 class Throughput(Callback):
     """Logs throughput/tokens_per_second, /step_seconds, /flops_per_second and /matmul_peak_share.
 
-    The clock is read where losses are logged, not at every step, so that a GPU is never made to wait; and it stands
-    still while validating.
+    The clock is read where losses are logged, not at every step, so that a GPU need not wait; it is stopped during
+    validation.
 
     Args:
         flops_per_token: (config, context length) -> training FLOPs per token.
 
     Attributes:
         tokens_per_second: over the steps since the last reading.
-        first_batch_seconds: of the first batch, in which torch.compile does its work.
+        first_batch_seconds: of the first batch, in which torch.compile compiles.
     """
 
     def __init__(self, flops_per_token: Callable[[GPT2Config, int], float]):
@@ -30,7 +30,7 @@ class Throughput(Callback):
         self.tokens_per_second = 0.0
         self.first_batch_seconds: float | None = None
         self.seconds, self.batches, self.tokens = 0.0, 0, 0
-        self.started: float | None = None  # when the clock began to run; None while it stands still
+        self.started: float | None = None  # when the clock was started; None while it is stopped
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         config: GPT2Config = pl_module.model.config  # type: ignore[assignment, union-attr]

@@ -1,0 +1,156 @@
+"""`gpt2-ablate bench`: measure speed and memory side by side with transformers, and write reports/benchmarks.md."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from gpt2_ablate.benchmarks import measurements
+from gpt2_ablate.errors import UserError
+from gpt2_ablate.records import environment
+from gpt2_ablate.study.plan import load_plan
+from gpt2_ablate.utils import process
+from gpt2_ablate.utils.io import make_folder, write_json, write_text
+
+BENCHMARKS = "gpt2_ablate.benchmarks"
+SMALL = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 512}  # the cpu preset's model
+GPT2_SMALL: dict[str, Any] = {}  # GPT2Config's defaults
+ALL_THREE = {"positions": "rotary", "n_kv_head": 4, "window": 256}
+
+
+def run_benchmarks(out: Path, quick: bool) -> Path:
+    """Measure everything and leave reports/benchmarks.json, reports/benchmarks.md and their figures below `out`.
+
+    Args:
+        quick: fewer sizes and rounds, for a look in three minutes.
+
+    Raises:
+        UserError: transformers is not installed, or something could not be measured or written.
+    """
+    from gpt2_ablate.report.render import write_benchmarks
+
+    process.prepare([f"{BENCHMARKS}.{name}" for name in ("training", "attention", "decoding", "hardware")])
+    reports = out / "reports"
+    make_folder(reports)
+    results = _measure(out, quick, reports / "benchmarks.log")
+    write_json(reports / "benchmarks.json", results)
+    write_text(reports / "benchmarks.md", write_benchmarks(results, reports / "figures"))
+    return reports / "benchmarks.md"
+
+
+def _measure(out: Path, quick: bool, log: Path) -> dict[str, Any]:
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    console = Console(highlight=False, soft_wrap=True)
+    rounds = 3 if quick else 7
+    began = datetime.datetime.now()
+
+    with console.status("starting") as status:
+
+        def tell_time(text: str) -> None:
+            spent = (datetime.datetime.now() - began).seconds
+            status.update(f"{text} ({spent // 60}:{spent % 60:02d})")
+
+        def call(function: str, *args: Any) -> Any:
+            try:
+                return process.run_in_child(f"{BENCHMARKS}.{function}", *args, log=log, on_progress=tell_time, tick=lambda: None)
+            except process.Failure as failure:
+                raise UserError(f"bench: {function} could not be measured: {failure}; see {log}") from None
+
+        def part(title: str, measure: Callable[[], Any]) -> Any:
+            console.print(f"Measuring {title} ...")
+            return measure()
+
+        results: dict[str, Any] = {"schema": 1, "quick": quick, "device": device}
+        results["limits"] = part("the machine", lambda: call("hardware:machine_limits", device, rounds))
+        results["variants"] = part("all variants of the default study", lambda: _variants(out, quick, log, tell_time))
+        results["training"] = part("training steps", lambda: _training(call, quick, device, rounds))
+        results["attention"] = part("attention against length", lambda: _attention(call, quick, device, rounds))
+        results["decoding"] = part("generation", lambda: _decoding(call, quick, device, min(rounds, 5)))
+    results["seconds"] = (datetime.datetime.now() - began).total_seconds()
+    return {**results, "environment": environment()}
+
+
+def _variants(out: Path, quick: bool, log: Path, on_progress: Callable[[str], None]) -> dict[str, Any]:
+    """The very numbers that the report of the default study has: whichever is there first, the other takes its numbers."""
+    plan = load_plan("cpu", seeds=[0])
+    configs, batch_size = {run.variant: run.config["model"]["config"] for run in plan.runs}, plan.data["batch_size"]
+    found = measurements.earlier(measurements.file_of(out, plan.preset), configs, batch_size)
+    if found is not None:
+        return {"key": measurements.key_of(configs, batch_size), "variants": found}
+    processes = 1 if quick else measurements.PROCESSES
+    try:
+        return measurements.measure(configs, batch_size, log, on_progress, lambda: None, processes)
+    except process.Failure as failure:
+        raise UserError(f"bench: the variants could not be measured: {failure}; see {log}") from None
+
+
+def _training(call: Callable, quick: bool, device: str, rounds: int) -> list[dict[str, Any]]:
+    """Each size against transformers: speed, then memory of either side in a process of its own."""
+    cuda = device == "cuda"
+    sizes: list[tuple[str, dict[str, Any], int, int]] = [
+        ("cpu preset, baseline", SMALL, 2, 3 * rounds),
+        ("cpu preset, rope-gqa-swa", {**SMALL, "positions": "rotary", "n_kv_head": 1, "window": 64}, 2, 3 * rounds),
+    ]
+    if not quick:
+        many = (16, rounds) if cuda else (1, 5)
+        sizes += [
+            ("GPT-2 small, baseline", GPT2_SMALL, *many),
+            ("GPT-2 small, rope-gqa-swa", {**GPT2_SMALL, **ALL_THREE}, *many),
+        ]
+    found = []
+    for name, config, batch_size, n in sizes:
+        # Compiling takes a minute, and tells no more of one variant than of another.
+        compiled = not quick and "positions" not in config
+        row = call("training:training_speeds", config, batch_size, compiled, n, device)
+        peaks = {side: call("training:training_peak", config, batch_size, side, device) for side in ("ours", "transformers")}
+        found.append({"name": name, "config": config, "batch_size": batch_size, **row, "peak_bytes": peaks})
+    return found
+
+
+def _attention(call: Callable, quick: bool, device: str, rounds: int) -> dict[str, Any]:
+    lengths = [1024, 4096, 8192] if quick else [512, 1024, 2048, 4096, 8192, 16384]
+    shapes: dict[str, tuple[tuple[int, int], list[int], int]] = {"4 heads of 32": ((4, 32), lengths, min(rounds, 5))}
+    if not quick:
+        # GPT-2's own heads take six times as long: on a CPU fewer rounds, and no 16k.
+        wide = (lengths, rounds) if device == "cuda" else (lengths[:-1], 3)
+        shapes["12 heads of 64"] = ((12, 64), *wide)
+    found = {}
+    for name, (shape, of, n) in shapes.items():
+        speeds = call("attention:attention_speeds", *shape, of, n, device)
+        peaks = {
+            pattern: {str(T): call("attention:attention_peak", *shape, pattern, T, device) for T in of if T >= 4096}
+            for pattern in ("full", "window 128")
+        }
+        found[name] = {**speeds, "peak_bytes": peaks}
+    return found
+
+
+def _decoding(call: Callable, quick: bool, device: str, rounds: int) -> dict[str, Any]:
+    dtypes = ["bfloat16"] if quick else ["float32", "bfloat16"]
+    new = 32 if quick else 128
+    variants = {run.variant: run.config["model"]["config"] for run in load_plan("gpt2-small", seeds=[0]).runs}
+    window = {**SMALL, "positions": "rotary", "window": 64}
+    batches = [1] if quick else [1, 8] if device == "cpu" else [1, 8, 64]
+    pairs = [("baseline", GPT2_SMALL, dtype) for dtype in dtypes]
+    if not quick:
+        pairs.append(("rope-gqa-swa", {**GPT2_SMALL, **ALL_THREE}, "bfloat16"))
+    return {
+        "against_generate": [
+            {"name": name, "dtype": dtype, **call("decoding:against_generate", config, dtype, 128, new, rounds, device)}
+            for name, config, dtype in pairs
+        ],
+        "by_context": {
+            str(batch_size): call(
+                "decoding:by_context", variants, [256, 1024] if quick or batch_size > 1 else [256, 1024, 4096], batch_size,
+                "bfloat16", rounds, device,
+            )
+            for batch_size in batches
+        },
+        "long_text": call("decoding:far_past_the_window", window, *((2048, 256, 3) if quick else (16384, 1024, 11)), device),
+    }  # fmt: skip

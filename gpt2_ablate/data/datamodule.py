@@ -1,0 +1,95 @@
+"""A corpus as a LightningDataModule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from gpt2_ablate.data.batches import EvaluationBatches, TrainingBatches, with_documents
+from gpt2_ablate.data.corpora import open_corpus
+from gpt2_ablate.data.tokens import Tokens, tokenise
+from gpt2_ablate.errors import UserError
+
+
+class TextData(LightningDataModule):
+    """Batches of (input_ids [B, T], targets [B, T]) from a corpus.
+
+    Args:
+        corpus: `shakespeare`, a path, or `dataset:NAME`, see `gpt2_ablate.data.corpora`.
+        block_size: T, tokens of context.
+        batch_size: B, windows in a batch.
+        seed: of the order of the training windows.
+        column: the column of a data set that holds the text.
+        separate_documents: whether tokens attend only to their own document; GPT-2 was trained without. Batches then have a
+            third tensor, documents [B, T].
+        validation_tokens: length of the validation text that is scored while training; None: all of it.
+
+    Raises:
+        UserError: the corpus cannot be read, or is shorter than the context.
+    """
+
+    def __init__(
+        self,
+        corpus: str = "shakespeare",
+        block_size: int = 1024,
+        batch_size: int = 8,
+        seed: int = 0,
+        column: str = "text",
+        validation_tokens: int | None = None,
+        separate_documents: bool = False,
+    ):
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"batch_size: {batch_size} is too small; give 1 or more")
+        if validation_tokens is not None and validation_tokens < 1:
+            raise UserError(f"validation_tokens: {validation_tokens} is too small; give 1 or more, or nothing for all")
+        self.corpus, self.column = corpus, column
+        self.block_size, self.batch_size, self.seed = block_size, batch_size, seed
+        self.validation_tokens = validation_tokens
+        self.separate_documents = separate_documents
+        self.splits: dict[str, Tokens] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        if not self.splits:
+            self.splits = tokenise(open_corpus(self.corpus, self.column))
+
+    def check(self) -> None:
+        """Check that every split is longer than the context, without a trainer.
+
+        Raises:
+            UserError: one is not; the message names the split.
+        """
+        TrainingBatches(self.splits["train"].ids, self.block_size, self.batch_size, self.seed)
+        self._evaluation_batches("validation", self.validation_tokens)
+        if "test" in self.splits:  # scored after training: too late for an error
+            self._evaluation_batches("test")
+
+    def train_dataloader(self) -> DataLoader:
+        # Lightning restores the step before it asks for data: a resumed run continues with its next batch.
+        trainer = self.trainer
+        assert trainer is not None
+        start = trainer.global_step * trainer.accumulate_grad_batches
+        batches = TrainingBatches(self.splits["train"].ids, self.block_size, self.batch_size, self.seed, start)
+        return self._loader(batches, pinned=trainer.strategy.root_device.type == "cuda")
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(self._evaluation_batches("validation", self.validation_tokens))
+
+    def _evaluation_batches(self, split: str, tokens: int | None = None) -> EvaluationBatches:
+        ids = self.splits[split].ids[: None if tokens is None else tokens + 1]
+        try:
+            return EvaluationBatches(ids, self.block_size, self.batch_size)
+        except UserError as error:
+            raise UserError(f"{split}: {error}") from error
+
+    def _loader(self, batches: TrainingBatches | EvaluationBatches, pinned: bool = False) -> DataLoader:
+        # Our items are batches already: without a batch size torch passes each to collate_fn as it is.
+        collate: Any = with_documents if self.separate_documents else None
+        return DataLoader(batches, batch_size=None, collate_fn=collate, pin_memory=pinned)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes per validation token, which turn a loss into bits per byte."""
+        return self.splits["validation"].bytes_per_token

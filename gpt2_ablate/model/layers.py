@@ -1,0 +1,28 @@
+"""The layers that work on each token alone: norm and MLP."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2_ablate.model.config import GPT2Config
+from gpt2_ablate.ops.linear import Linear
+
+
+class LayerNorm(nn.LayerNorm):
+    """GPT-2's normalisation: with bias, eps 1e-5 (Radford et al. 2019, section 2.3). [..., width] -> [..., width]."""
+
+    def __init__(self, width: int):
+        super().__init__(width, eps=1e-5)
+
+
+class MLP(nn.Module):
+    """Four times as wide inside, tanh-approximated GELU (Radford et al. 2018). [B, T, C] -> [B, T, C]."""
+
+    def __init__(self, config: GPT2Config, layer: int):
+        super().__init__()
+        self.input = Linear(config.n_embd, 4 * config.n_embd)
+        self.output = Linear(4 * config.n_embd, config.n_embd, std=config.residual_std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(F.gelu(self.input(x), approximate="tanh"))

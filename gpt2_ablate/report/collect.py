@@ -1,0 +1,190 @@
+"""From records to facts."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+
+from jinja2 import StrictUndefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from gpt2_ablate.errors import UserError
+from gpt2_ablate.records import Record, is_number
+from gpt2_ablate.report import statistics
+from gpt2_ablate.report.facts import Cost, Effect, Missing, PeakMemory, Recovery, Study, Variant
+from gpt2_ablate.report.statistics import BASELINE, Estimate
+from gpt2_ablate.utils.markdown import FILTERS, paragraph
+
+COSTS = ("parameters_total", "training_flops_per_token", "kv_bytes_per_token", "kv_bytes_full")
+RANGE = ("", "_low", "_high")  # of a measured metric's names: median, and its ends
+LEAST_LOST = 0.01  # nats: a share of less than this says nothing
+
+
+def study_facts(records: Sequence[Record]) -> Study:
+    """Everything that can be said of the runs of one preset, whatever their status.
+
+    Raises:
+        UserError: the records are of several presets, or the same run stands there twice.
+    """
+    presets = list(dict.fromkeys(record.preset for record in records))
+    if len(presets) > 1:
+        raise UserError(f"results: runs of several presets ({', '.join(presets)}); report one preset at a time")
+    keys = [(record.variant, record.seed) for record in records]
+    if twice := [key for key in dict.fromkeys(keys) if keys.count(key) > 1]:
+        raise UserError(f"results: {twice[0][0]} seed {twice[0][1]} stands there twice; keep one of them")
+    preset, runs = presets[0] if presets else "unnamed", statistics.finished(records)
+    missing = [Missing(r.variant, r.seed, r.status, r.error) for r in records if r.status != "finished"]
+    if not runs:
+        return Study(preset, len(records), [], missing, [], [], None, "", [], {}, [], [], "", [])
+    problems: list[str] = []
+    variants = _variants(runs, problems)
+    best = min(variants, key=lambda v: v.loss.value).name
+    rivals = statistics.differences(runs, reference=best)
+    close = [v.name for v in variants if v.name not in (best, BASELINE) and not rivals[v.name].is_clear]
+    seeds = sorted({run.seed for run in runs})
+    machines = [run.environment.as_json() for run in runs]
+    return Study(
+        preset=preset,
+        planned=len(records),
+        seeds=seeds,
+        missing=missing,
+        variants=variants,
+        effects=_effects(runs, variants),
+        noise=statistics.noise(runs),
+        best=best,
+        close_to_best=close,
+        recoveries=recoveries(runs),
+        machines=[machine for n, machine in enumerate(machines) if machine and machine not in machines[:n]],
+        training_seconds=[value for run in runs if is_number(value := run.metrics.get("run_seconds"))],
+        command=_command(runs[0], variants, seeds),
+        problems=problems,
+    )
+
+
+def _variants(runs: list[Record], problems: list[str]) -> list[Variant]:
+    names = statistics.variants(runs)
+    first = {name: next(run for run in runs if run.variant == name) for name in names}
+    metrics: dict[str, dict[str, float]] = {name: {} for name in names}
+    for metric in dict.fromkeys(metric for run in runs for metric in run.metrics):
+        for name, value in statistics.by_variant(runs, metric).items():
+            metrics[name][metric] = value
+    means, factors = statistics.means(runs), statistics.factors_of(runs)
+    differences, beyond_parts = statistics.differences(runs), statistics.beyond_parts(runs)
+    with_late = statistics.finished(runs, "validation_loss_late")
+    late = statistics.differences(with_late, "validation_loss_late") if len(with_late) == len(runs) else {}
+    reference = metrics.get(BASELINE, {})
+
+    def variant(name: str) -> Variant:
+        run, own = first[name], metrics[name]
+        costs = {metric: Cost(own[metric], reference.get(metric)) for metric in own}
+        return Variant(
+            name=name,
+            factors=factors[name],
+            run=run,
+            in_numbers=_in_numbers(run, problems),
+            metrics=own,
+            loss=means[name],
+            difference=differences.get(name),
+            late_difference=late.get(name),
+            beyond_parts=beyond_parts.get(name),
+            costs={metric: costs[metric] for metric in COSTS if metric in own},
+            parameters={
+                metric.removeprefix("parameters_"): cost
+                for metric, cost in costs.items()
+                if metric.startswith("parameters_") and metric not in COSTS
+            },
+            training_peak=_training_peak(own, reference),
+            speeds=_speeds(own),
+            max_length=_max_length(run),
+            checkpoint_fit=_checkpoint_fit(run, first.get(BASELINE)),
+        )
+
+    return [variant(name) for name in names]
+
+
+def _in_numbers(run: Record, problems: list[str]) -> list[str]:
+    """The paragraphs of texts.in_numbers, each filled in from the run's own model configuration, metrics and kernels; one
+    that cannot be filled in is left out, since a word in a YAML should not cost the report of a night of training."""
+    sandbox = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
+    sandbox.filters |= FILTERS
+    known = {**run.metrics, **run.config.model.config.as_json(), "kernels": run.kernels}
+    filled = []
+    for text in filter(None, map(str.strip, run.texts.get("in_numbers", "").split("\n"))):
+        try:
+            filled.append(paragraph(sandbox.from_string(text).render(known)))
+        except Exception as error:  # a template can fail in as many ways as Python
+            reason = " ".join(str(error).split()) or type(error).__name__
+            problems.append(f"{run.variant}: in_numbers: {reason}; left out of the report: {text}")
+    return [text for text in filled if text]
+
+
+def _training_peak(own: dict[str, float], reference: dict[str, float]) -> PeakMemory | None:
+    keys = [f"training_peak_bytes{end}" for end in RANGE]
+    if not all(key in own and key in reference for key in keys):
+        return None
+    return PeakMemory(*(numbers[key] for numbers in (own, reference) for key in keys))
+
+
+def _speeds(own: dict[str, float]) -> dict[str, Estimate]:
+    found = {}
+    for what in ("training", "decoding"):
+        ratio, low, high = (own.get(f"{what}_speed_ratio{end}") for end in RANGE)
+        if ratio is not None and low is not None and high is not None:
+            found[what] = Estimate(ratio, low, high, neutral=1.0)
+    return found
+
+
+def _max_length(run: Record) -> int | None:
+    """From the record; an older one does not say, but learned positions end where the context does."""
+    config = run.config.model.config
+    if "max_length" in run.metrics:
+        value = run.metrics["max_length"]
+        return int(value) if is_number(value) else None
+    return (config.block_size or None) if config.as_json().get("positions", "learned") == "learned" else None
+
+
+def _checkpoint_fit(run: Record, baseline: Record | None) -> float | None:
+    if baseline is None or not baseline.tensors or not run.tensors:
+        return None
+    sizes = {name: math.prod(shape) for name, shape in baseline.tensors.items()}
+    fits = sum(size for name, size in sizes.items() if run.tensors.get(name) == baseline.tensors[name])
+    return fits / sum(sizes.values())
+
+
+def _effects(runs: list[Record], variants: list[Variant]) -> list[Effect]:
+    """Of two factors or more; what one change alone does is its difference to the baseline."""
+    names: dict[frozenset[str], str] = {}
+    for variant in variants:
+        names.setdefault(frozenset(variant.factors), variant.name)
+    found = statistics.effects(runs)
+    return [Effect(e.name, e.factors, names[frozenset(e.factors)], e.estimate) for e in found] if len(found) > 1 else []
+
+
+def recoveries(runs: Sequence[Record]) -> dict[str, Recovery]:
+    """variant -> what it lost and recovered; empty where the runs did not start from a checkpoint, or have no baseline."""
+    runs = statistics.finished(runs, "validation_loss_before")
+    before, after = (statistics.by_variant(runs, m) for m in ("validation_loss_before", "validation_loss"))
+    if BASELINE not in before:
+        return {}
+    gaps = {BASELINE: Estimate(0.0), **statistics.differences(runs)}
+    lost = {name: before[name] - before[BASELINE] for name in statistics.variants(runs)}
+    return {name: Recovery(before[name], after[name], lost[name], gaps[name], _share(gaps[name], lost[name])) for name in lost}
+
+
+def _share(gap: Estimate, lost: float) -> Estimate | None:
+    if lost < LEAST_LOST:
+        return None
+    low, high = (None if end is None else 1 - end / lost for end in (gap.high, gap.low))
+    return Estimate(1 - gap.value / lost, low, high)
+
+
+def _command(run: Record, variants: list[Variant], seeds: list[int]) -> str:
+    """What makes these records again, as far as they say."""
+    said = run.invocation.as_json()
+    names = [variant.name for variant in variants]
+    wanted = {"PRESET": said.get("preset") or run.preset, "EXPERIMENTS": said.get("experiments"), "INIT": said.get("init")}
+    if set(names) != set(run.invocation.variants or ()):
+        wanted["VARIANTS"] = ",".join(names)
+    wanted["SEEDS"] = ",".join(map(str, seeds))
+    return " ".join(["make ablate-all", *(f"{key}={shlex.quote(str(value))}" for key, value in wanted.items() if value)])

@@ -1,0 +1,269 @@
+"""What a study found: every number, interval and verdict of its report by name. Words are the templates'.
+
+`collect.study_facts` makes them from records; `as_json` is what results.json holds of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from gpt2_ablate.records import Record
+from gpt2_ablate.report.statistics import BASELINE, Estimate, Verdict
+
+TRADED = ("kv_bytes_full", "training_flops_per_token", "parameters_total")  # what a change may save, or cost more of
+NEXT_TO_NOTHING = 0.0005  # share: a cost that differs by less is the same
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a variant beside the baseline's, in the unit of its metric; reference and change are None where that has none."""
+
+    value: float
+    reference: float | None
+
+    @property
+    def change(self) -> float | None:
+        """As a share of the reference: -0.25 is a quarter less."""
+        return (self.value - self.reference) / self.reference if self.reference else None
+
+    @property
+    def differs(self) -> bool:
+        return self.value != 0 if self.change is None else abs(self.change) >= NEXT_TO_NOTHING
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Bytes that training takes at its peak, median and range of several processes, beside the baseline's."""
+
+    value: float
+    low: float
+    high: float
+    reference: float
+    reference_low: float
+    reference_high: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """Clear where the difference is a percent or more, and the ranges are apart."""
+        if abs(self.value - self.reference) < 0.01 * self.reference:
+            return "unclear"
+        return "lower" if self.high < self.reference_low else "higher" if self.low > self.reference_high else "unclear"
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What converting a checkpoint cost, and what training brought back (Ainslie et al. 2305.13245, section 2.1).
+
+    Losses in nats per token, means over seeds.
+
+    Attributes:
+        before: right after the conversion.
+        after: after the training that followed.
+        lost: how far the conversion set it back, against the checkpoint as it was.
+        gap: how far it is behind the baseline that was trained on for as long.
+        recovered: 1 - gap / lost; None where the conversion cost next to nothing.
+    """
+
+    before: float
+    after: float
+    lost: float
+    gap: Estimate
+    recovered: Estimate | None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the report.
+
+    Attributes:
+        run: the record of its first seed, for what all of its seeds share.
+        in_numbers: the sentences of its YAML about its numbers, filled in.
+        metrics: means over seeds of all numbers in its records.
+        loss: mean of validation_loss with its interval.
+        difference, late_difference: to the baseline, of validation_loss and of validation_loss_late (the last quarter of the
+            context).
+        beyond_parts: of a combination, how far it is from what its changes add up to.
+        costs: metric -> cost.
+        parameters: part of the model -> cost.
+        speeds: "training" and "decoding" -> tokens/s as a multiple of the baseline's.
+        max_length: tokens that it can read; None: no end, or not said.
+        checkpoint_fit: share of a baseline checkpoint's weights that fit as they are.
+    """
+
+    name: str
+    factors: tuple[str, ...]
+    run: Record
+    in_numbers: list[str]
+    metrics: dict[str, float]
+    loss: Estimate
+    difference: Estimate | None
+    late_difference: Estimate | None
+    beyond_parts: Estimate | None
+    costs: dict[str, Cost]
+    parameters: dict[str, Cost]
+    training_peak: PeakMemory | None
+    speeds: dict[str, Estimate]
+    max_length: int | None
+    checkpoint_fit: float | None
+
+    @property
+    def title(self) -> str:
+        return self.text("title") or self.name
+
+    def text(self, key: str) -> str:
+        """Of its YAML: paper, idea, challenges, worth."""
+        return self.run.texts.get(key, "")
+
+    @property
+    def hf_known(self) -> bool:
+        """Whether the record says if transformers computes the same function."""
+        return "hf_architecture" in self.run.model_fields_set
+
+    @property
+    def compared_costs(self) -> dict[str, Cost]:
+        """Those that the baseline has too."""
+        return {name: cost for name, cost in self.costs.items() if cost.reference}
+
+    @property
+    def changed_costs(self) -> dict[str, Cost]:
+        return {name: cost for name, cost in self.compared_costs.items() if cost.differs}
+
+    @property
+    def changed_parameters(self) -> dict[str, Cost]:
+        return {part: cost for part, cost in self.parameters.items() if cost.differs}
+
+    @property
+    def saves(self) -> dict[str, float]:
+        """metric -> share of the baseline's that it does without."""
+        return {name: -c for name, c in self._traded.items() if c <= -NEXT_TO_NOTHING}
+
+    @property
+    def adds(self) -> dict[str, float]:
+        """metric -> share of the baseline's that it takes on top."""
+        return {name: c for name, c in self._traded.items() if c >= NEXT_TO_NOTHING}
+
+    @property
+    def keeps(self) -> list[str]:
+        """Metrics in which it costs what the baseline does."""
+        return [name for name, c in self._traded.items() if abs(c) < NEXT_TO_NOTHING]
+
+    @property
+    def _traded(self) -> dict[str, float]:
+        changes = {name: self.costs[name].change for name in TRADED if name in self.costs}
+        return {name: change for name, change in changes.items() if change is not None}
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A main effect (one factor) or an interaction of the largest complete factorial; variant is the one of just its factors."""
+
+    name: str
+    factors: tuple[str, ...]
+    variant: str
+    estimate: Estimate
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A run without a result."""
+
+    variant: str
+    seed: int
+    status: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that a report says.
+
+    Attributes:
+        planned: runs that there should be.
+        missing: those without a result.
+        noise: residual standard deviation in nats, and its degrees of freedom; None without repetition.
+        best: the variant with the lowest mean validation loss, and the others that it cannot be told from.
+        recoveries: variant -> recovery, where the study started from a checkpoint.
+        training_seconds: of each run that says.
+        command: what makes these records again.
+        problems: for the terminal, what the report had to leave out.
+    """
+
+    preset: str
+    planned: int
+    seeds: list[int]
+    missing: list[Missing]
+    variants: list[Variant]
+    effects: list[Effect]
+    noise: tuple[float, int] | None
+    best: str
+    close_to_best: list[str]
+    recoveries: dict[str, Recovery]
+    machines: list[dict[str, Any]]
+    training_seconds: list[float]
+    command: str
+    problems: list[str]
+
+    @cached_property
+    def by_name(self) -> dict[str, Variant]:
+        return {variant.name: variant for variant in self.variants}
+
+    @property
+    def baseline(self) -> Variant | None:
+        return self.by_name.get(BASELINE)
+
+    @property
+    def main_effects(self) -> list[Effect]:
+        return [effect for effect in self.effects if len(effect.factors) == 1]
+
+    @property
+    def interactions(self) -> list[Effect]:
+        return [effect for effect in self.effects if len(effect.factors) > 1]
+
+    @property
+    def changes(self) -> list[Variant]:
+        """All variants but the baseline, where there is one to compare them with."""
+        return [v for v in self.variants if v.name != BASELINE] if self.baseline else []
+
+    @property
+    def in_factorial(self) -> set[str]:
+        """Variants that the effects tell of, interactions included."""
+        return {effect.variant for effect in self.effects}
+
+    @property
+    def parts(self) -> list[str]:
+        """Of the models, whose parameters are counted."""
+        return list(dict.fromkeys(part for variant in self.variants for part in variant.parameters))
+
+    def parameters_of(self, variant: Variant) -> list[float | None]:
+        """One number for each of the parts."""
+        return [variant.metrics.get(f"parameters_{part}") for part in self.parts]
+
+    @property
+    def contexts(self) -> list[float]:
+        """Lengths at which costs are tabulated, tokens."""
+        tables = [variant.run.cost_by_context for variant in self.variants]
+        return next(([row.context for row in table] for table in tables if table), [])
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether speed was measured."""
+        return any("training_tokens_per_second" in variant.metrics for variant in self.variants)
+
+    @property
+    def without_result(self) -> list[str]:
+        """Variants of which no run has a result."""
+        return sorted({run.variant for run in self.missing} - self.by_name.keys())
+
+
+def as_json(facts: Any) -> Any:
+    """Dataclasses as objects, with their verdicts and changes among the keys, and without the records beside them."""
+    if dataclasses.is_dataclass(facts):
+        names = [field.name for field in dataclasses.fields(facts)]
+        names += [name for name in ("title", "verdict", "change") if hasattr(facts, name)]
+        return {name: as_json(getattr(facts, name)) for name in names if name != "run"}
+    if isinstance(facts, dict):
+        return {key: as_json(value) for key, value in facts.items()}
+    return [as_json(value) for value in facts] if isinstance(facts, list | tuple) else facts

@@ -1,0 +1,228 @@
+"""One run of a study, in a process of its own: train, score, write down."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from filelock import FileLock
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from gpt2_ablate.data.tokenizer import load_tokenizer
+from gpt2_ablate.errors import UserError
+from gpt2_ablate.evaluation import flops
+from gpt2_ablate.evaluation.perplexity import Score, score
+from gpt2_ablate.model import GPT2, GPT2Config
+from gpt2_ablate.ops.attention import record_kernels
+from gpt2_ablate.records import SCHEMA, environment
+from gpt2_ablate.study.plan import Run
+from gpt2_ablate.training.callbacks import Memory, Perplexity, Progress, Samples, Throughput
+from gpt2_ablate.training.trainer import TrainingCLI, build
+from gpt2_ablate.utils.io import write_json, write_text
+from gpt2_ablate.utils.system import autocast, keep_freed_memory
+from gpt2_ablate.weights.export import architecture_of
+from gpt2_ablate.weights.folder import save_model
+
+CONTEXTS = (256, 512, 1024, 2048, 4096, 8192, 16384)  # tokens, at which costs are tabulated
+BINS = 16  # of places in the context, in which losses are averaged
+
+
+def train_run(run: Run, fingerprint: str, folder: Path, logs: Path, at_once: int, on_progress: Callable[[dict], None]) -> None:
+    """Train one variant with one seed, from its last checkpoint if there is one, and write its record.
+
+    Args:
+        fingerprint: of the run; a checkpoint with another one is not continued.
+        folder: where config.yaml, checkpoints, the model and record.json go.
+        logs: where TensorBoard's files go.
+        at_once: how many runs share the machine; this one takes its share of the cores.
+        on_progress: receives progress, as {"step", "steps", "loss", "tokens_per_second"} or {"phase"} or {"warning"}.
+    """
+    torch.set_num_threads(max(1, torch.get_num_threads() // at_once))
+    keep_freed_memory()
+    with FileLock(folder / ".lock"):  # an earlier process of this run may still be at its last step
+        resume = _checkpoint_to_resume(folder, fingerprint, on_progress)
+        if resume is None:
+            _start_over(folder, logs)
+        write_text(folder / "config.yaml", yaml.safe_dump(run.config, sort_keys=False))
+        write_text(folder / "fingerprint", fingerprint)
+
+        tokenizer = load_tokenizer()
+        timer, perplexity, memory = Timer(), Perplexity(), Memory()
+        throughput = Throughput(flops.training_flops_per_token)
+        samples = Samples(run.prompt, tokenizer.encode_ordinary, tokenizer.decode)
+        # Saved when a validation has ended: then a resumed run has nothing to repeat.
+        checkpoint = ModelCheckpoint(folder, filename="{step}", every_n_epochs=1, save_on_train_epoch_end=False)
+        purge = None if resume is None else _step(resume)
+        logger = TensorBoardLogger(logs.parent, name="", version=logs.name, default_hp_metric=False, purge_step=purge)
+        callbacks = [timer, perplexity, throughput, memory, samples, Progress(on_progress, throughput), checkpoint]
+        cli = build(run.config, callbacks, logger)
+        before = _score_before(cli, run, on_progress)
+        with record_kernels() as kernels:
+            cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=resume, weights_only=True)
+
+        cli.model.to(cli.trainer.strategy.root_device)  # Lightning has moved it back to the CPU
+        on_progress({"phase": "scoring"})
+        metrics, details = _evaluate(cli, run.evaluation_tokens)
+        metrics |= before
+        metrics |= {
+            **{name: value for name, value in memory.values.items() if name != "peak_bytes"},
+            "run_peak_bytes": memory.values["peak_bytes"],
+            "run_tokens_per_second": throughput.tokens_per_second or None,
+            "run_first_batch_seconds": throughput.first_batch_seconds,
+            "run_seconds": timer.time_elapsed("train"),
+            "train_loss": perplexity.curves["train"][-1][1] if perplexity.curves["train"] else None,
+        }
+        details |= {"kernels": list(kernels), "curves": perplexity.curves, "sample": samples.write(cli.model)}
+        _log_hyperparameters(logger, run, cli, metrics)
+        save_model(cli.model.model, folder)
+        write_json(folder / "record.json", _record(run, fingerprint, cli, metrics, details))
+        for file in folder.glob("*.ckpt"):
+            file.unlink()
+
+
+def _record(run: Run, fingerprint: str, cli: TrainingCLI, metrics: dict[str, Any], details: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA, "fingerprint": fingerprint, "preset": run.preset, "variant": run.variant, "seed": run.seed,
+        "status": "finished", "factors": run.factors, "order": run.order, "texts": run.texts, "config": run.config,
+        "invocation": run.asked, "metrics": metrics, **details, "precision": str(cli.trainer.precision), "environment": environment(),
+    }  # fmt: skip
+
+
+def _log_hyperparameters(logger: TensorBoardLogger, run: Run, cli: TrainingCLI, metrics: dict[str, Any]) -> None:
+    """TensorBoard's hparams tab: what was set, and what came of it."""
+    outcome = {name: metrics[name] for name in ("validation_loss", "validation_perplexity", "validation_bits_per_byte")}
+    logger.log_hyperparams({"variant": run.variant, "seed": run.seed, **cli.model.hparams}, outcome)
+    logger.finalize("success")
+
+
+def check_runs(runs: list[Run], on_progress: Callable[[str], None]) -> None:
+    """Parse and build every configuration, without training it.
+
+    Raises:
+        UserError: one of them is wrong; the message begins with its variant.
+    """
+    for run in runs:
+        try:
+            cli = build(run.config, [], logger=False)
+            cli.datamodule.setup()
+            cli.datamodule.check()
+            _check_scoring(run, cli.model.model.config.block_size)
+        except UserError as error:
+            raise UserError(f"{run.variant}: {error}") from error
+
+
+def _check_scoring(run: Run, block_size: int) -> None:
+    if run.evaluation_tokens is not None and run.evaluation_tokens <= block_size:
+        raise UserError(f"evaluation_tokens: {run.evaluation_tokens} do not fill a context of {block_size}; give more")
+    if (length := len(load_tokenizer().encode_ordinary(run.prompt))) >= block_size:
+        raise UserError(f"prompt: its {length} tokens leave no room in a context of {block_size}; give a shorter one")
+
+
+def _start_over(folder: Path, logs: Path) -> None:
+    """Remove what another run has left in these folders, but for the lock that is held and the log that is being written."""
+    for entry in [*folder.iterdir(), *logs.iterdir()]:
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name not in (".lock", "train.log"):
+            entry.unlink()
+
+
+def _checkpoint_to_resume(folder: Path, fingerprint: str, on_progress: Callable[[dict], None]) -> Path | None:
+    """The newest whole checkpoint of just this run."""
+    told = folder / "fingerprint"
+    if not told.exists() or told.read_text() != fingerprint:
+        return None
+    for file in sorted(folder.glob("*.ckpt"), key=_step, reverse=True):
+        try:
+            torch.load(file, weights_only=True, map_location="cpu", mmap=True)
+            return file
+        except Exception as error:  # torch names a broken file by half a dozen exceptions
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            on_progress({"warning": f"{file} is broken ({reason}); training goes on from the one before it, or starts over"})
+            file.unlink()
+    return None
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.stem.partition("=")[2])
+
+
+def _score_before(cli: TrainingCLI, run: Run, on_progress: Callable[[dict], None]) -> dict[str, float]:
+    """The validation loss of a converted checkpoint before it is trained on; a resumed run finds the same once more."""
+    if not run.init_digest:
+        return {}
+    on_progress({"phase": "scoring"})
+    model, data = cli.model.model, cli.datamodule
+    device = cli.trainer.strategy.root_device
+    data.setup()
+    with autocast(str(cli.trainer.precision), device):
+        ids = data.splits["validation"].ids[: run.evaluation_tokens]
+        return {
+            "validation_loss_before": score(
+                model.to(device), ids, model.config.block_size, data.batch_size, data.separate_documents
+            ).loss
+        }
+
+
+def _evaluate(cli: TrainingCLI, limit: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the trained model is worth, and what it costs: single numbers, and those that depend on something."""
+    model: GPT2 = cli.model.model
+    config, data = model.config, cli.datamodule
+    metrics: dict[str, Any] = {}
+    details: dict[str, Any] = {}
+
+    def rate(split: str, block_size: int) -> Score:
+        with autocast(str(cli.trainer.precision), model.device):
+            return score(model, data.splits[split].ids[:limit], block_size, data.batch_size, data.separate_documents)
+
+    for split in ("validation", "test"):
+        if split in data.splits:
+            result = rate(split, config.block_size)
+            metrics[f"{split}_loss"] = result.loss
+            metrics[f"{split}_perplexity"] = result.perplexity
+            metrics[f"{split}_bits_per_byte"] = result.bits_per_byte(data.splits[split].bytes_per_token)
+            if split == "validation":
+                details["loss_by_position"] = _binned(result)
+                # Where most of the past can be missed: what a window or a poor sense of distance costs shows here first.
+                metrics["validation_loss_late"] = float(result.by_position[-(config.block_size // 4) :].mean())
+    longest, scored = model.positions.max_length, data.splits["validation"].ids[:limit]
+    if (longest is None or longest >= 2 * config.block_size) and len(scored) > 2 * config.block_size:
+        beyond = rate("validation", 2 * config.block_size)
+        details["loss_by_position_beyond"] = _binned(beyond)
+        metrics["validation_loss_beyond"] = float(beyond.by_position[config.block_size :].mean())
+
+    metrics |= {f"parameters_{name}": count for name, count in flops.count_parameters(model).items()}
+    metrics["forward_flops_per_token"] = flops.forward_flops_per_token(config, config.block_size)
+    metrics["training_flops_per_token"] = flops.training_flops_per_token(config, config.block_size)
+    metrics["receptive_field"] = flops.receptive_field(config)
+    details["cost_by_context"] = [
+        {
+            "context": context,
+            "forward_flops_per_token": flops.forward_flops_per_token(config, context),
+            "kv_bytes": flops.kv_cache_bytes(config, context),
+        }
+        for context in CONTEXTS
+    ]
+    details["hf_architecture"] = _stock(config)
+    details["tensors"] = {name: list(p.shape) for name, p in model.named_parameters()}
+    return metrics, details
+
+
+def _stock(config: GPT2Config) -> str | None:
+    """The architecture of transformers that computes the same function; None where there is none."""
+    try:
+        return architecture_of(config).class_name
+    except UserError:
+        return None
+
+
+def _binned(result: Score) -> list[dict[str, float]]:
+    """Losses averaged over equal stretches of the context: [{"from", "to" (tokens), "loss" (nats)}]."""
+    size = max(1, len(result.by_position) // BINS)
+    starts = range(0, len(result.by_position) - size + 1, size)
+    return [{"from": s, "to": s + size, "loss": float(result.by_position[s : s + size].mean())} for s in starts]

@@ -1,0 +1,199 @@
+"""GPT-2 from wherever its weights are: the hub, a folder of ours or of transformers, a file, OpenAI's own checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt2_ablate.errors import UserError
+from gpt2_ablate.model import GPT2
+from gpt2_ablate.weights import hub
+from gpt2_ablate.weights.build import check_layers, check_numbers, empty_model, fill
+from gpt2_ablate.weights.folder import CONFIG, load_model
+from gpt2_ablate.weights.hf_architectures import ARCHITECTURES, Architecture
+from gpt2_ablate.weights.tensor_files import Tensors, open_tensors
+
+HEAD_DIM = 64  # of every released GPT-2
+
+
+def load_pretrained(source: str | Path, download: bool = True) -> GPT2:
+    """The model that `source` holds, in fp32 and in evaluation mode.
+
+    Memory peaks at little more than the weights: they are read one by one into the place where they stay. Dropout is a
+    matter of training, not of weights: it is 0 unless a model.json of ours says otherwise.
+
+    A flipped bit is refused where the file can be checked: what we wrote (folders of ours and exports) has checksums, as
+    have PyTorch files that are zip files; a file in the cache of the hub is named by its sha256. In other files, as
+    safetensors of others or PyTorch files from before torch 1.6, it cannot be told.
+
+    Args:
+        source: one of
+
+            - a folder of ours (model.json and model.safetensors), as a finished run or `convert` leaves it;
+            - a folder of transformers' (config.json and model.safetensors or pytorch_model.bin, whole or in shards) with a
+              GPT-2, or with a GPTBigCode or Starcoder2 whose function one of our variants has;
+            - OpenAI's own folder (checkpoint, model.ckpt.*, hparams.json), if TensorFlow is installed;
+            - a .safetensors or PyTorch file. Without a config.json beside it, it has to be a GPT-2, whose sizes are told
+              from the shapes; heads are taken to be 64 wide, as in all released models;
+            - a name on the hub, as openai-community/gpt2-medium, or short gpt2, gpt2-medium, gpt2-large, gpt2-xl.
+        download: False takes from the hub only what its cache on this machine has.
+
+    Raises:
+        UserError: nothing is there, more than one thing is there, it is broken, it is another architecture, or a tensor is
+            missing, superfluous, of another shape, or not finite.
+    """
+    path = Path(source)
+    if not os.path.exists(path):  # which, unlike Path.exists, takes names of any length
+        return _load_file(hub.fetch(str(source), download))
+    if path.is_dir():
+        path = _choose(path)
+    if path.name in (CONFIG, "model.safetensors") and (path.parent / CONFIG).exists():
+        return load_model(path.parent)
+    return _load_file(path)
+
+
+def _choose(folder: Path) -> Path:
+    """The one thing in a folder that can be loaded."""
+    kinds = {name: folder / name for name in (CONFIG, *hub.FILES) if (folder / name).is_file()}
+    if CONFIG in kinds and not (folder / "config.json").exists():
+        kinds.pop("model.safetensors", None)  # the weights of our own form
+    if (folder / "checkpoint").is_file():
+        kinds["checkpoint"] = folder  # TensorFlow's
+    if not kinds:
+        raise UserError(
+            f"{folder}: holds no weights; it needs model.json and model.safetensors, or config.json and one of "
+            f"{', '.join(hub.FILES)}, or OpenAI's checkpoint and hparams.json; a file of another name can be given itself"
+        )
+    if len(kinds) > 1:
+        raise UserError(f"{folder}: holds {' and '.join(kinds)}; give the path of the one that is meant")
+    return next(iter(kinds.values()))
+
+
+def _load_file(file: Path) -> GPT2:
+    tensors = open_tensors(file)
+    settings, said_by = _settings(file)
+    named = _without_prefix(tensors)
+    if settings is None:
+        settings = _infer(tensors, named)
+    architecture = ARCHITECTURES.get(str(settings.get("model_type", "gpt2")))
+    if architecture is None:
+        raise UserError(
+            f"{said_by}: model_type: {settings['model_type']!r} is another architecture; it has to be one of "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+    try:
+        for key in ("n_layer", "num_hidden_layers"):
+            check_layers(settings.get(key), len(tensors.shapes))
+        config = architecture.read(settings)
+        model = empty_model(config)
+    except (UserError, TypeError) as error:  # TypeError: words where numbers should be
+        raise UserError(f"{said_by}: {error}") from error
+    return _fill(model, architecture, tensors, named)
+
+
+def _settings(file: Path) -> tuple[dict[str, Any] | None, Path]:
+    """What the config.json beside the weights says (OpenAI calls it hparams.json), and that file; None without one."""
+    folder = file if file.is_dir() else file.parent
+    path = folder / ("hparams.json" if file.is_dir() else "config.json")
+    if not path.exists():
+        return None, file
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not whole JSON ({error}); fetch or write it anew") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: should be a JSON object with the sizes of the model")
+    if "n_vocab" in settings:
+        settings["vocab_size"] = settings["n_vocab"]
+    return settings, path
+
+
+def _without_prefix(tensors: Tensors) -> dict[str, str]:
+    """Names without what a language model's class puts in front (transformer. or model.) -> names in the file."""
+    prefixes = "|".join(re.escape(architecture.prefix) for architecture in ARCHITECTURES.values())
+    named: dict[str, str] = {}
+    for name in tensors.shapes:
+        other = named.setdefault(re.sub(f"^({prefixes})", "", name), name)
+        if other != name:
+            raise UserError(f"{tensors.where}: holds both {other} and {name}, two names of one weight; leave one of them out")
+    return named
+
+
+def _infer(tensors: Tensors, named: dict[str, str]) -> dict[str, Any]:
+    """The sizes of a GPT-2 from the shapes of its tensors."""
+    try:
+        (vocab_size, n_embd), (n_positions, _) = (tensors.shapes[named[name]] for name in ("wte.weight", "wpe.weight"))
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{tensors.where}: holds {', '.join(list(named)[:3]) or 'nothing'}, which is no GPT-2 (wte.weight, wpe.weight, "
+            "h.0.ln_1.weight, ...); put the config.json beside it if it is another architecture"
+        ) from error
+    if n_embd % HEAD_DIM:
+        raise UserError(
+            f"{tensors.where}: wte.weight: the width {n_embd} is no multiple of {HEAD_DIM}, so the number of heads cannot be "
+            "told; put the config.json beside the file"
+        )
+    layers = {int(number) for name in named for number in re.findall(r"^h\.(\d+)\.", name)}
+    return {"vocab_size": vocab_size, "n_positions": n_positions, "n_embd": n_embd, "n_head": n_embd // HEAD_DIM,
+            "n_layer": max(layers, default=-1) + 1}  # fmt: skip
+
+
+def _fill(model: GPT2, architecture: Architecture, tensors: Tensors, named: dict[str, str]) -> GPT2:
+    config = model.config
+    unused = {name for name in named if not re.fullmatch(architecture.buffers, name)}
+
+    def stored(name: str, shape: tuple[int, ...]) -> Tensor:
+        """A tensor under the architecture's name for it, if it has that shape."""
+        unused.discard(name)
+        found = tensors.shapes[named[name]] if name in named else None
+        if found != shape:
+            raise UserError(
+                f"{tensors.where}: {name}: {f'has the shape {list(found)}' if found is not None else 'is missing'}; "
+                f"a {architecture.model_type} of this configuration has {list(shape)} there"
+            )
+        return check_numbers(tensors.read(named[name]), tensors.where, name)
+
+    def write(name: str, weight: Tensor) -> None:
+        shape = tuple(weight.shape)
+        place = architecture.place(name, shape, config)
+        if name == "embedding.weight":
+            _keep(weight, stored(place.names[0], shape), tensors)
+        else:
+            for piece, rows in zip(place.names, weight.split(place.rows), strict=True):
+                rows.copy_(stored(piece, tuple(rows.shape[::-1])).t() if place.transposed else stored(piece, tuple(rows.shape)))
+        if name == "embedding.weight" and architecture.head in named:
+            _check_head(weight, stored(architecture.head, shape), tensors, architecture.head)
+
+    fill(model, write)
+    if unused:
+        raise UserError(
+            f"{tensors.where}: {min(unused)}: is no tensor of a {architecture.model_type} with {config.n_layer} layers; "
+            "the weights are another model's"
+        )
+    return model
+
+
+def _keep(weight: Tensor, read: Tensor, tensors: Tensors) -> None:
+    """Give the embedding, the largest weight, its numbers without a copy, if it can have the memory that was read.
+
+    Only the head may share that memory, and is not kept: all other weights are copied.
+    """
+    whole = read.is_contiguous() and read.untyped_storage().nbytes() == weight.nbytes
+    if whole and read.dtype == weight.dtype and tensors.own:
+        weight.set_(read)  # type: ignore[call-overload]
+    else:
+        weight.copy_(read)
+
+
+def _check_head(embedding: Tensor, head: Tensor, tensors: Tensors, name: str) -> None:
+    if not torch.equal(embedding.to(head.dtype), head):
+        raise UserError(
+            f"{tensors.where}: {name}: differs from the token embedding; GPT-2 has one matrix for both, and a model with two is "
+            "another architecture"
+        )

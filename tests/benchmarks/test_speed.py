@@ -1,0 +1,84 @@
+"""Speeds are positive and compare within one process; that memory is what training adds is tested in tests/study."""
+
+import itertools
+import multiprocessing
+import statistics
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+import torch
+
+from gpt2_ablate.benchmarks.speed import decoding_speed, training_memory, training_speed
+from gpt2_ablate.model import GPT2, GPT2Config
+
+SMALL = dict(vocab_size=97, block_size=48, n_layer=1, n_head=2, n_embd=16)
+CPU = torch.device("cpu")
+CONFIGS = {
+    "rope": GPT2Config(**SMALL, positions="rotary"),
+    "baseline": GPT2Config(**SMALL),
+    "all": GPT2Config(**SMALL, positions="rotary", n_kv_head=1, window=8),
+    "large": GPT2Config(**{**SMALL, "n_embd": 512, "n_layer": 4}),
+}
+
+
+def measured(what, configs):
+    rounds = []
+    if what == "training":
+        return training_speed(configs, 2, "32-true", CPU, lambda n, of: rounds.append((n, of))), rounds
+    return decoding_speed(configs, CPU, lambda n, of: rounds.append((n, of))), rounds
+
+
+@pytest.fixture(scope="module", params=["training", "decoding"])
+def all_measured(request):
+    return measured(request.param, CONFIGS)
+
+
+def test_speeds_are_positive_and_in_order(all_measured):
+    found, rounds = all_measured
+    assert list(found) == list(CONFIGS)
+    for speed in found.values():
+        assert 0 < speed["tokens_per_second_low"] <= speed["tokens_per_second"] <= speed["tokens_per_second_high"]
+        assert 0 < speed["speed_ratio_low"] <= speed["speed_ratio"] <= speed["speed_ratio_high"]
+    assert rounds == [(n, len(rounds)) for n in range(1, len(rounds) + 1)]
+
+
+def test_the_baseline_is_compared_with_itself(all_measured):
+    found, _ = all_measured
+    assert [found["baseline"][f"speed_ratio{end}"] for end in ("", "_low", "_high")] == [1.0, 1.0, 1.0]
+    assert found["large"]["speed_ratio"] < 1  # some 2000 times the work
+
+
+@pytest.mark.parametrize("what", ["training", "decoding"])
+def test_without_a_baseline_the_first_is_it(what):
+    found, _ = measured(what, {name: CONFIGS[name] for name in ("large", "rope")})
+    assert found["large"]["speed_ratio"] == 1.0 and found["rope"]["speed_ratio"] > 1
+
+
+def test_a_ratio_is_the_median_of_those_of_the_rounds(monkeypatch):
+    """Clocks that tick by 1 and 2 s in turn: the second variant takes twice as long in every round."""
+    now, ticks = [0.0], iter([0, 1, 0, 2] * 100)
+
+    def clock():
+        now[0] += next(ticks)
+        return now[0]
+
+    monkeypatch.setattr("gpt2_ablate.benchmarks.timing.time.perf_counter", clock)
+    found, _ = measured("training", {"baseline": CONFIGS["baseline"], "rope": CONFIGS["rope"]})
+    assert found["rope"]["speed_ratio"] == found["rope"]["speed_ratio_low"] == 0.5
+    assert found["baseline"]["tokens_per_second"] == statistics.median([2 * 48 / 1.0])
+
+
+@pytest.mark.parametrize(("block_size", "generated"), [(48, 32), (8, 7)], ids=["long", "shorter than what is decoded"])
+def test_decoding_counts_the_tokens_that_it_generates(monkeypatch, block_size, generated):
+    """Every turn takes a second by this clock."""
+    clock = itertools.count()
+    monkeypatch.setattr("gpt2_ablate.benchmarks.timing.time.perf_counter", lambda: float(next(clock)))
+    found = decoding_speed({"baseline": GPT2Config(**{**SMALL, "block_size": block_size})}, CPU, lambda n, of: None)
+    assert found["baseline"]["tokens_per_second"] == generated
+
+
+def test_memory_holds_weights_gradients_and_averages():
+    """In a fresh process, as the docstring says."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
+        found = fresh.submit(training_memory, CONFIGS["large"], 2, "32-true", CPU).result()
+    assert found > 4 * 4 * sum(p.numel() for p in GPT2(CONFIGS["large"]).parameters())
