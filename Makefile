@@ -4,19 +4,20 @@ VARIANT ?= baseline
 VARIANTS ?=
 SEEDS ?=
 INIT ?=
+EXPERIMENTS ?=
 CHECKPOINT ?=
 OUT ?= .
 PROMPT ?= KING HENRY
 PYTHON ?= python3
 
 BIN := .venv/bin
-STUDY = $(BIN)/gpt2-ablate ablate --out "$(OUT)" $(if $(SEEDS),--seeds "$(SEEDS)") $(if $(INIT),--init "$(INIT)")
+STUDY = $(BIN)/gpt2-ablate ablate --out "$(OUT)" $(if $(SEEDS),--seeds "$(SEEDS)") $(if $(INIT),--init "$(INIT)") $(if $(EXPERIMENTS),--experiments "$(EXPERIMENTS)")
 
 .DEFAULT_GOAL := help
 .PHONY: help install ablate-all ablate smoke report sample verify tensorboard bench test lint clean
 
 help: ## this list
-	@echo 'make TARGET [PRESET=cpu] [VARIANTS=baseline,rope] [SEEDS=0,1] [INIT=checkpoint] [OUT=folder]'; echo
+	@echo 'make TARGET [PRESET=cpu] [VARIANTS=baseline,rope] [SEEDS=0,1] [INIT=checkpoint] [EXPERIMENTS=folder] [OUT=folder]'; echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
 install: .venv/installed ## set up .venv (done by every other target too)

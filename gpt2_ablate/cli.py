@@ -70,7 +70,11 @@ def _parser() -> argparse.ArgumentParser:
 
     ablate = commands.add_parser("ablate", help="train all variants of a preset and write the report")
     ablate.add_argument("--preset", default="cpu", help="name in experiments/presets, or a YAML file (default: cpu)")
-    ablate.add_argument("--variants", type=_names, default=[], help="names in experiments/variants (default: all)")
+    ablate.add_argument(
+        "--variants", type=_names, default=[],
+        help="as rope,gqa,rope-gqa (default: the preset's; with --experiments the baseline and what that folder holds)",
+    )  # fmt: skip
+    ablate.add_argument("--experiments", type=Path, help="folder of modifications of your own, a .yaml and a .py each")
     ablate.add_argument("--seeds", type=_seeds, default=[], help="as 0,1,2 (default: the preset's)")
     ablate.add_argument("--init", help="checkpoint to convert and continue, instead of training from nothing")
     _add_out(ablate)
@@ -154,12 +158,12 @@ def _seeds(text: str) -> list[int]:
 
 def _ablate(options: argparse.Namespace) -> int:
     from gpt2_ablate.study.plan import load_plan
-    from gpt2_ablate.study.runner import carry_out
+    from gpt2_ablate.study.runner import run_study
 
-    where = {"init": options.init, "out": options.out}
+    where = {"init": options.init, "out": options.out, "modifications": options.experiments}
     plan = load_plan(options.preset, options.variants, options.seeds, **where)
-    neighbours = load_plan(options.preset, seeds=options.seeds, **where) if options.variants else None
-    runs = carry_out(plan, options.out, neighbours)
+    also_report = load_plan(options.preset, seeds=options.seeds, **where) if options.variants else None
+    runs = run_study(plan, options.out, also_report)
     _write_report(runs, options.out)
     return 0 if all(run["status"] == "finished" for run in runs) else 1
 

@@ -12,7 +12,7 @@ import torch
 from gpt2_ablate.benchmarks.timing import rates, ratio, take_turns
 from gpt2_ablate.model import GPT2, GPT2Config
 from gpt2_ablate.ops.gemv import fast_gemv, is_profitable
-from gpt2_ablate.utils.system import autocast, current_bytes, release_freed_memory, keep_freed_memory, peak_bytes, synchronise
+from gpt2_ablate.utils.system import autocast, current_bytes, keep_freed_memory, peak_bytes, release_freed_memory, synchronise
 
 ROUNDS = 11
 DECODED = 32  # tokens

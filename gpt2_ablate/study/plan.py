@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gpt2_ablate.errors import UserError
-
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-VARIANT_KEYS = {"order", "title", "factors", "model", "paper", "idea", "in_numbers", "challenges", "worth"}
-PRESET_KEYS = {
-    "title", "seeds", "sizes", "prompt", "model", "data", "trainer", "evaluation_tokens", "at_once", "init", "uptraining",
-}  # fmt: skip
-UPTRAINING = 0.05  # share of the training budget that Ainslie et al. 2305.13245 (section 2.1) spend on a converted checkpoint
-TEXTS = ("title", "paper", "idea", "in_numbers", "challenges", "worth")
+from gpt2_ablate.study.schemas import Preset, read
+from gpt2_ablate.study.variants import BASELINE, EXPERIMENTS, Library, Variant
 
 
 @dataclass(frozen=True)
@@ -36,7 +30,8 @@ class Run:
         texts: what the variant's YAML tells the reader of the report.
         order: where the variant stands in tables.
         init_digest: of the weights that it starts from; None: it starts from random ones.
-        asked: how the study was asked for: preset, init and at_once.
+        invocation: how the study was started: preset, init, experiments, at_once, and the variants that it has where none are
+            chosen.
     """
 
     preset: str
@@ -49,7 +44,7 @@ class Run:
     texts: dict[str, str] = field(default_factory=dict)
     order: int = 0
     init_digest: str | None = None
-    asked: dict[str, Any] = field(default_factory=dict)
+    invocation: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -65,9 +60,15 @@ class Run:
         return self.config["trainer"]["max_steps"]
 
     def fingerprint(self, corpus_digest: str) -> str:
-        """Changes when anything that decides the record of the run does."""
+        """Changes when anything that decides the record of the run does; not when a part's file is moved as it is."""
+        from gpt2_ablate.model.parts import part_files
+
         decisive = [self.config, self.prompt, self.evaluation_tokens, corpus_digest, self.init_digest]
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+        files = part_files(self.config["model"].get("config") or {})
+        text = json.dumps(decisive + [hashlib.sha256(file.read_bytes()).hexdigest() for file in files], sort_keys=True)
+        for file in files:
+            text = text.replace(json.dumps(str(file))[1:-1], file.name)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Plan:
         file: the preset's.
         at_once: how many runs are trained side by side, each with its share of the cores: a small model trains faster on
             one core than on two halves of its time.
+        also_report: runs of other variants that an earlier call may have trained.
     """
 
     preset: str
@@ -85,6 +87,7 @@ class Plan:
     runs: list[Run]
     at_once: int = 1
     file: Path = Path("experiments")
+    also_report: list[Run] = field(default_factory=list)
 
     @property
     def data(self) -> dict[str, Any]:
@@ -95,123 +98,109 @@ def load_plan(
     preset: str = "cpu",
     variants: Iterable[str] = (),
     seeds: Iterable[int] = (),
-    experiments: Path = EXPERIMENTS,
+    built_in: Path = EXPERIMENTS,
+    experiments: Path | None = None,
     init: str | None = None,
     out: Path = Path(),
 ) -> Plan:
-    """Read a preset and its variants.
+    """Read a preset and those variants that the study has.
 
     Args:
-        preset: a name in experiments/presets, or the path of a YAML file.
-        variants: names in experiments/variants; none means all of them.
+        preset: the name of one, or the path of a YAML file.
+        variants: names of changes, or of several joined by "-"; none means what the preset says: all combinations of its
+            `factorial` (of RoPE, GQA and SWA where it says nothing), and its further `variants`. If `experiments` has variants
+            and the preset names none of them, none means the baseline and all of those.
         seeds: instead of the preset's own.
-        experiments: the folder of both.
+        built_in: the folder of the package's variants/ and presets/.
+        experiments: a folder of further variants, each a YAML file and the Python file of its part.
         init: a checkpoint that all variants start from, each converted to what it is; None: what the preset says.
         out: a path in `init` is looked for below this folder first.
 
     Raises:
         UserError: a name, key or value that does not exist or fit, naming file and key.
     """
-    file = Path(preset) if preset.endswith((".yaml", ".yml")) else _find(experiments / "presets", preset, "preset")
-    wanted = _read(file, PRESET_KEYS)
-    for key in ("model", "data", "trainer", "seeds"):
-        if key not in wanted:
-            raise UserError(f"{file}: the key {key!r} is missing; see experiments/presets/cpu.yaml")
-    for key, kind, what in (("seeds", list, "a list of whole numbers"), ("model", dict, "keys and values"),
-                            ("data", dict, "keys and values"), ("trainer", dict, "keys and values")):  # fmt: skip
-        if not isinstance(wanted[key], kind) or not wanted[key]:
-            raise UserError(f"{file}: {key}: {wanted[key]!r} should be {what}")
-    names = list(variants) or sorted(f.stem for f in (experiments / "variants").glob("*.yaml"))
-    chosen = list(seeds) or wanted["seeds"]
-    for seed in chosen:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise UserError(f"{file}: seeds: {seed!r} is not a seed; give whole numbers from 0 to {2**32 - 1}")
-    for key in ("max_steps", "val_check_interval"):
-        if not _is_count(value := wanted["trainer"].get(key)):
-            raise UserError(f"{file}: trainer.{key}: {value!r} is not a number of steps; give a whole number from 1")
-    if not _is_count(value := wanted.get("evaluation_tokens", 1)):
-        raise UserError(f"{file}: evaluation_tokens: {value!r} is not a number of tokens; give a whole number from 1")
-    if not _is_count(value := wanted.get("at_once", 1)):
-        raise UserError(f"{file}: at_once: {value!r} is not a number of runs; give a whole number from 1")
-    for key, value in (("prompt", wanted.get("prompt", "The")), ("title", wanted.get("title", file.stem)),
-                       ("data.corpus", wanted["data"].get("corpus", "shakespeare"))):  # fmt: skip
-        if not isinstance(value, str) or not value:
-            raise UserError(f"{file}: {key}: {value!r} should be a text")
-    value = wanted.get("uptraining", UPTRAINING)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise UserError(f"{file}: uptraining: {value!r} is not a share of the training; give a number above 0, up to 1")
-    if not isinstance(value := wanted.get("init", ""), str):
-        raise UserError(f"{file}: init: {value!r} is not a checkpoint; give a folder, a file or a hub name")
-    _require_mapping(file, "sizes", wanted.get("sizes") or {})
-    _require_mapping(file, "model.config", wanted["model"].get("config") or {})
+    library, chosen, seeds = Library(built_in, experiments), list(variants), list(seeds)
+    file = library.preset(preset)
+    content = read(file, Preset, **({"seeds": seeds} if seeds else {}))
+    library.factors = content.changes
+    listed = _listed(content)
+    named = {change for name in listed for change in (name, *library.split(name))}
+    default = [BASELINE, *library.own] if library.own and named.isdisjoint(library.own) else list(listed)
     name, digest = file.stem, None
-    if source := init or wanted.get("init"):
+    if source := init or content.init:
         found = str(out / source) if os.path.exists(out / source) else source
         if not init and not os.path.exists(found):
             raise UserError(f"{file}: init: {found} is not there; train it first (make ablate-all), or give another as INIT")
-        wanted, digest = uptrained(wanted, found)
+        content, digest = uptrained(content, found)
         if init:  # what the preset trains from nothing must not be overwritten
             name = f"{file.stem}-uptrained"
+    place = experiments and str(experiments)
+    invocation = {
+        "preset": preset, "init": init, "experiments": place, "at_once": content.at_once, "variants": default,
+    }  # fmt: skip
 
-    runs = [
-        run
-        for variant in dict.fromkeys(names)
-        for run in _runs_of_variant(_find(experiments / "variants", variant, "variant"), file, wanted, dict.fromkeys(chosen))
-    ]
+    def runs_of(wanted: str) -> list[Run]:
+        variant = library.variant(wanted, "variant" if chosen else f"{file}: factorial and variants")
+        factors = listed.get(variant.name)
+        if factors is not None and factors != variant.factors:
+            raise UserError(f"{variant.source}: factors: {list(variant.factors)} should be {list(factors)}, as {file} joins them")
+        order = list(listed).index(variant.name) if variant.name in listed else 1000
+        config = {"model": _model(variant, content, file), "data": content.data, "trainer": content.trainer}
+        return [
+            Run(
+                name, variant.name, seed, {"seed_everything": seed, **config}, content.prompt, content.evaluation_tokens,
+                variant.factors, variant.texts, order, digest, invocation,
+            )
+            for seed in dict.fromkeys(content.seeds)
+        ]  # fmt: skip
+
+    runs = {run.path: run for wanted in chosen or default for run in runs_of(wanted)}
+    also_report: list[Run] = []
+    for folder in sorted((out / "checkpoints" / name).glob("*/")) if chosen else ():
+        with suppress(UserError):  # what is no longer there, or not this study's, is no fault of what is asked for
+            also_report += [run for run in runs_of(folder.name) if run.path not in runs]
     # Seed by seed, so that a study stopped early is a whole study with fewer seeds.
-    runs.sort(key=lambda run: (list(chosen).index(run.seed), run.order, run.variant))
-    asked = {"preset": preset, "init": init, "at_once": wanted.get("at_once", 1)}
-    runs = [dataclasses.replace(run, preset=name, init_digest=digest, asked=asked) for run in runs]
-    return Plan(name, str(wanted.get("title", file.stem)), runs, wanted.get("at_once", 1), file)
+    ordered = sorted(runs.values(), key=lambda run: (content.seeds.index(run.seed), run.order, run.variant))
+    return Plan(name, content.title or file.stem, ordered, content.at_once, file, also_report)
 
 
-def _runs_of_variant(file: Path, preset_file: Path, preset: dict, seeds: Iterable[int]) -> list[Run]:
+def _listed(preset: Preset) -> dict[str, tuple[str, ...] | None]:
+    """The variants that a preset names, in the order of the report; of those of its factorial also the changes."""
+    subsets = [c for k in range(len(preset.changes) + 1) for c in itertools.combinations(preset.changes, k)]
+    factorial = {"-".join(changes) or BASELINE: changes for changes in subsets}
+    return {**dict.fromkeys([*factorial, *preset.variants]), **factorial}
+
+
+def _model(variant: Variant, preset: Preset, file: Path) -> dict[str, Any]:
+    """The `model` of a run's configuration: the preset's with what the variant changes.
+
+    Raises:
+        UserError: a size is missing, or the values do not fit together.
+    """
     from gpt2_ablate.model.config import GPT2Config  # torch takes a second to import; --help does not need it
 
-    variant = _read(file, VARIANT_KEYS)
-    _require_mapping(file, "model", variant.get("model") or {})
-    _require_mapping(file, "model.config", (variant.get("model") or {}).get("config") or {})
-    sizes = preset.get("sizes") or {}
-    changes = _fill_in((variant.get("model") or {}), sizes, file, preset_file)
-    model = {**preset["model"], **changes}
-    model["config"] = {**(preset["model"].get("config") or {}), **(changes.get("config") or {})}
-    known = {f.name for f in dataclasses.fields(GPT2Config)}
-    for key in model["config"]:
-        if key not in known:
-            where = file if key in (changes.get("config") or {}) else preset_file
-            raise UserError(f"{where}: model.config: there is no {key!r}; give one of {', '.join(sorted(known))}")
+    changes = _fill_in(variant.model, preset.sizes, variant.source, file)
+    model = {**preset.model, **changes}
+    model["config"] = {**preset.model.get("config", {}), **changes.get("config", {})}
     try:
         GPT2Config(**model["config"])
     except UserError as error:
-        raise UserError(f"{file} with {preset_file}: model.config.{error}") from error
-    factors = variant.get("factors", [] if file.stem == "baseline" else [file.stem])
-    if not isinstance(factors, list) or not all(isinstance(factor, str) for factor in factors):
-        raise UserError(f"{file}: factors: {factors!r} should be a list of names")
-    order = variant.get("order", 1000)
-    if not isinstance(order, int):
-        raise UserError(f"{file}: order: {order!r} should be a whole number")
-    return [
-        Run(
-            preset=preset_file.stem,
-            variant=file.stem,
-            seed=seed,
-            config={
-                "seed_everything": seed,
-                "model": model,
-                "data": preset["data"],
-                "trainer": preset["trainer"],
-            },
-            prompt=preset.get("prompt", "The"),
-            evaluation_tokens=preset.get("evaluation_tokens"),
-            factors=tuple(factors),
-            texts={key: str(variant[key]) for key in TEXTS if key in variant},
-            order=order,
-        )
-        for seed in seeds
-    ]
+        raise UserError(f"{variant.source} with {file}: model.config.{error}") from error
+    return model
 
 
-def uptrained(preset: dict[str, Any], source: str) -> tuple[dict[str, Any], str]:
+def _fill_in(value: Any, sizes: dict[str, Any], source: str, preset_file: Path) -> Any:
+    """Replace every "${name}" by the size of that name in the preset."""
+    if isinstance(value, dict):
+        return {k: _fill_in(v, sizes, source, preset_file) for k, v in value.items()}
+    if isinstance(value, str) and value.startswith("${") and value.endswith("}"):
+        if value[2:-1] not in sizes:
+            raise UserError(f"{preset_file}: sizes: {value[2:-1]!r} is missing, and {source} needs it")
+        return sizes[value[2:-1]]
+    return value
+
+
+def uptrained(preset: Preset, source: str) -> tuple[Preset, str]:
     """A preset that continues a checkpoint for a share of its training; and a digest of the checkpoint's weights.
 
     Raises:
@@ -224,62 +213,17 @@ def uptrained(preset: dict[str, Any], source: str) -> tuple[dict[str, Any], str]
     for tensor_name, weight in start.named_parameters():
         digest.update(tensor_name.encode())
         digest.update(weight.detach().numpy().tobytes())
-    model, trainer = preset["model"], preset["trainer"]
-    share = preset.get("uptraining", UPTRAINING)
-    steps = max(1, round(share * trainer["max_steps"]))
+    model: dict[str, Any] = {**preset.model}
+    trainer: dict[str, Any] = {**preset.trainer}
+    steps = max(1, round(preset.uptraining * trainer["max_steps"]))
     # The loss is looked at four times or fewer, and at the end.
     interval = min(n for n in range(1, steps + 1) if steps % n == 0 and 4 * n >= steps)
-    return {
-        **preset,
-        "model": {
-            **model, "init": source, "config": dataclasses.asdict(start.config),
-            "warmup_steps": min(model.get("warmup_steps", steps), max(1, steps // 5)),
-        },
-        "trainer": {
-            **trainer, "max_steps": steps, "val_check_interval": interval,
-            "log_every_n_steps": min(trainer.get("log_every_n_steps", 10), max(1, interval // 2)),
-        },
-    }, digest.hexdigest()  # fmt: skip
-
-
-def _fill_in(value: Any, sizes: dict[str, Any], file: Path, preset_file: Path) -> Any:
-    """Replace every "${name}" by the size of that name in the preset."""
-    if isinstance(value, dict):
-        return {k: _fill_in(v, sizes, file, preset_file) for k, v in value.items()}
-    if isinstance(value, str) and value.startswith("${") and value.endswith("}"):
-        if value[2:-1] not in sizes:
-            raise UserError(f"{preset_file}: sizes: {value[2:-1]!r} is missing, and {file} needs it")
-        return sizes[value[2:-1]]
-    return value
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _require_mapping(file: Path, key: str, value: Any) -> None:
-    if not isinstance(value, dict):
-        raise UserError(f"{file}: {key}: {value!r} should be keys and values")
-
-
-def _find(folder: Path, name: str, kind: str) -> Path:
-    file = folder / f"{name}.yaml"
-    if not os.path.exists(file):  # Path.exists raises for a name that is too long
-        known = ", ".join(sorted(f.stem for f in folder.glob("*.yaml")))
-        raise UserError(f"{kind}: there is no {name!r} in {folder}; give one of {known}")
-    return file
-
-
-def _read(file: Path, known: set[str]) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); give the path of a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: is not YAML ({' '.join(str(error).split())}); mend it") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: should be keys and values, as in experiments/presets/cpu.yaml")
-    for key in content:
-        if key not in known:
-            raise UserError(f"{file}: there is no key {key!r}; give one of {', '.join(sorted(known))}")
-    return content
+    model |= {
+        "init": source, "config": dataclasses.asdict(start.config),
+        "warmup_steps": min(model.get("warmup_steps", steps), max(1, steps // 5)),
+    }  # fmt: skip
+    trainer |= {
+        "max_steps": steps, "val_check_interval": interval,
+        "log_every_n_steps": min(trainer.get("log_every_n_steps", 10), max(1, interval // 2)),
+    }  # fmt: skip
+    return preset.model_copy(update={"model": model, "trainer": trainer}), digest.hexdigest()

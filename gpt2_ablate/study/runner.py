@@ -51,14 +51,14 @@ class Folders:
         return self.reports / "tensorboard" / run.path
 
 
-def carry_out(plan: Plan, out: Path, neighbours: Plan | None = None) -> list[Record]:
+def run_study(plan: Plan, out: Path, also_report: Plan | None = None) -> list[Record]:
     """Train whatever of the plan is not trained yet, and leave reports/results.json.
 
     Args:
-        neighbours: runs that are not trained now, but reported along with the others if an earlier call has trained them.
+        also_report: runs that are not trained now, but reported along with the others if an earlier call has trained them.
 
     Returns:
-        one record for each run of the plan, finished, or failed with an "error"; and those of the neighbours.
+        one record for each run of the plan, finished, or failed with an "error"; and those of `also_report`.
 
     Raises:
         UserError: the corpus or the output folder cannot be used, or another study is at work there.
@@ -77,7 +77,7 @@ def carry_out(plan: Plan, out: Path, neighbours: Plan | None = None) -> list[Rec
         trained = _train(plan, folders, todo, fingerprints, live)
         done = [record or trained[n] for n, record in enumerate(records)]
         planned = {run.path for run in plan.runs}
-        around = [run for run in (neighbours.runs if neighbours else []) if run.path not in planned]
+        around = [run for run in (also_report.runs if also_report else []) if run.path not in planned]
         done += [r for run in around if (r := _kept(folders, run, run.fingerprint(corpus.digest), live)) is not None]
         _add_measurements(plan, folders, done, live)
         write_results(folders.results, done)
@@ -113,7 +113,7 @@ def _kept(folders: Folders, run: Run, fingerprint: str, live: Live) -> Record | 
         live.warn(f"{weights}: is not whole ({error}); {run.name} is done again.")
         return None
     # What the YAML tells the reader may have changed without changing the run.
-    return {**record, "texts": run.texts, "factors": list(run.factors), "order": run.order, "invocation": run.asked}
+    return {**record, "texts": run.texts, "factors": list(run.factors), "order": run.order, "invocation": run.invocation}
 
 
 def _train(plan: Plan, folders: Folders, todo: list[int], fingerprints: list[str], live: Live) -> dict[int, Record]:
@@ -149,7 +149,7 @@ def _failed(run: Run, fingerprint: str, error: str) -> Record:
     return {
         "schema": SCHEMA, "fingerprint": fingerprint, "preset": run.preset, "variant": run.variant, "seed": run.seed,
         "status": "failed", "error": error, "factors": list(run.factors), "order": run.order, "texts": run.texts,
-        "config": run.config, "invocation": run.asked, "metrics": {}, "environment": {},
+        "config": run.config, "invocation": run.invocation, "metrics": {}, "environment": {},
     }  # fmt: skip
 
 

@@ -16,14 +16,17 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from gpt2_ablate.data.tokenizer import load_tokenizer
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.evaluation import flops
+from gpt2_ablate.evaluation.laws import broken_law, small_model
 from gpt2_ablate.evaluation.perplexity import Score, score
-from gpt2_ablate.model import GPT2, GPT2Config
+from gpt2_ablate.model import GPT2, GPT2Config, KVCache
+from gpt2_ablate.model.parts import part_files
 from gpt2_ablate.ops.attention import record_kernels
 from gpt2_ablate.records import SCHEMA, environment
 from gpt2_ablate.study.plan import Run
 from gpt2_ablate.training.callbacks import Memory, Perplexity, Progress, Samples, Throughput
 from gpt2_ablate.training.trainer import TrainingCLI, build
 from gpt2_ablate.utils.io import write_json, write_text
+from gpt2_ablate.utils.python_file import locate_error
 from gpt2_ablate.utils.system import autocast, keep_freed_memory
 from gpt2_ablate.weights.export import architecture_of
 from gpt2_ablate.weights.folder import save_model
@@ -62,8 +65,7 @@ def train_run(run: Run, fingerprint: str, folder: Path, logs: Path, at_once: int
         callbacks = [timer, perplexity, throughput, memory, samples, Progress(on_progress, throughput), checkpoint]
         cli = build(run.config, callbacks, logger)
         before = _score_before(cli, run, on_progress)
-        with record_kernels() as kernels:
-            cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=resume, weights_only=True)
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=resume, weights_only=True)
 
         cli.model.to(cli.trainer.strategy.root_device)  # Lightning has moved it back to the CPU
         on_progress({"phase": "scoring"})
@@ -77,7 +79,7 @@ def train_run(run: Run, fingerprint: str, folder: Path, logs: Path, at_once: int
             "run_seconds": timer.time_elapsed("train"),
             "train_loss": perplexity.curves["train"][-1][1] if perplexity.curves["train"] else None,
         }
-        details |= {"kernels": list(kernels), "curves": perplexity.curves, "sample": samples.write(cli.model)}
+        details |= {"kernels": _kernels(cli), "curves": perplexity.curves, "sample": samples.write(cli.model)}
         _log_hyperparameters(logger, run, cli, metrics)
         save_model(cli.model.model, folder)
         write_json(folder / "record.json", _record(run, fingerprint, cli, metrics, details))
@@ -89,7 +91,8 @@ def _record(run: Run, fingerprint: str, cli: TrainingCLI, metrics: dict[str, Any
     return {
         "schema": SCHEMA, "fingerprint": fingerprint, "preset": run.preset, "variant": run.variant, "seed": run.seed,
         "status": "finished", "factors": run.factors, "order": run.order, "texts": run.texts, "config": run.config,
-        "invocation": run.asked, "metrics": metrics, **details, "precision": str(cli.trainer.precision), "environment": environment(),
+        "invocation": run.invocation, "metrics": metrics, **details, "precision": str(cli.trainer.precision),
+        "environment": environment(),
     }  # fmt: skip
 
 
@@ -112,8 +115,24 @@ def check_runs(runs: list[Run], on_progress: Callable[[str], None]) -> None:
             cli.datamodule.setup()
             cli.datamodule.check()
             _check_scoring(run, cli.model.model.config.block_size)
+            _check_laws(cli.model.model.config)
         except UserError as error:
             raise UserError(f"{run.variant}: {error}") from error
+
+
+def _check_laws(config: GPT2Config) -> None:
+    """A model that sees the future, or another one when it is cached, would be trained in vain."""
+    try:
+        broken = broken_law(small_model(config))
+    except UserError:
+        raise
+    except Exception as error:
+        if (where := locate_error(error)) is None:
+            raise
+        raise UserError(where) from error
+    if broken:
+        files = ", ".join(map(str, part_files(config))) or "the built-in parts"
+        raise UserError(f"{files}: {broken}")
 
 
 def _check_scoring(run: Run, block_size: int) -> None:
@@ -200,17 +219,30 @@ def _evaluate(cli: TrainingCLI, limit: int | None) -> tuple[dict[str, Any], dict
     metrics["forward_flops_per_token"] = flops.forward_flops_per_token(config, config.block_size)
     metrics["training_flops_per_token"] = flops.training_flops_per_token(config, config.block_size)
     metrics["receptive_field"] = flops.receptive_field(config)
+    metrics["max_length"] = longest
     details["cost_by_context"] = [
         {
             "context": context,
             "forward_flops_per_token": flops.forward_flops_per_token(config, context),
-            "kv_bytes": flops.kv_cache_bytes(config, context),
+            "kv_bytes": KVCache(config, capacity=context, device="meta").nbytes,
         }
         for context in CONTEXTS
     ]
     details["hf_architecture"] = _stock(config)
     details["tensors"] = {name: list(p.shape) for name, p in model.named_parameters()}
     return metrics, details
+
+
+@torch.no_grad()
+def _kernels(cli: TrainingCLI) -> list[str]:
+    """The names of the attention kernels that a training step runs."""
+    model: GPT2 = cli.model.model
+    ids = torch.zeros(1, model.config.block_size, dtype=torch.long, device=model.device)
+    with torch.random.fork_rng(), autocast(str(cli.trainer.precision), model.device), record_kernels() as names:
+        model.train()
+        model.hidden(ids, documents=ids if cli.datamodule.separate_documents else None)
+        model.eval()
+    return list(names)
 
 
 def _stock(config: GPT2Config) -> str | None:

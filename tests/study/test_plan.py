@@ -99,13 +99,15 @@ class TestOwnVariant:
         "idea": "Far is faint.",
     }
 
-    def test_a_ninth_file_is_a_ninth_variant(self, experiments):
+    def test_a_file_is_a_variant_once_the_preset_names_it(self, experiments):
         write_variant(experiments, "alibi", self.ALIBI)
+        assert len(plan(experiments).runs) == 16
+        edit(experiments / "presets" / "tiny.yaml", lambda content: content.update(variants=["alibi"]))
         runs = [run for run in plan(experiments).runs if run.variant == "alibi"]
         assert len(plan(experiments).runs) == 18 and [run.seed for run in runs] == [0, 1]
         assert runs[0].config["model"]["config"]["window"] == 8
         assert runs[0].texts == {"title": "Linear biases", "idea": "Far is faint."}
-        assert plan(experiments).runs[8].variant == "alibi"  # without an order it comes last
+        assert plan(experiments).runs[4].variant == "alibi"  # without an order it is the last of the single changes
 
     def test_it_leaves_the_other_runs_alone(self, experiments):
         before = fingerprints(experiments)
@@ -137,8 +139,8 @@ class TestFingerprint:
         assert len(set(fingerprints(experiments).values())) == 16
 
     def test_a_changed_variant_concerns_itself(self, experiments):
-        change = concerned(experiments, "variants/rope.yaml", lambda c: c["model"]["config"].update(window=4))
-        assert change == {"rope"}
+        change = concerned(experiments, "variants/rope.yaml", lambda c: c["model"]["config"].update(rope_base=500.0))
+        assert change == {name for name in VARIANTS if "rope" in name}
 
     def test_a_changed_size_concerns_the_variants_that_use_it(self, experiments):
         change = concerned(experiments, "presets/tiny.yaml", lambda c: c["sizes"].update(window=4))
@@ -176,6 +178,95 @@ class TestFingerprint:
         edit(experiments / "presets" / "tiny.yaml", lambda c: c["seeds"].append(2))
         after = fingerprints(experiments)
         assert len(after) == 24 and {name: after[name] for name in before} == before
+
+
+class TestFactorial:
+    def test_four_changes_make_sixteen_variants(self, experiments):
+        write_variant(experiments, "narrow", {"model": {"config": {"mlp": "mlp"}}, "in_numbers": "{{ n_embd }} wide."})
+        edit(experiments / "presets" / "tiny.yaml", lambda content: content.update(factorial=["rope", "gqa", "swa", "narrow"]))
+        found = plan(experiments, seeds=[0]).runs
+        assert len({run.variant for run in found}) == len(found) == 16
+        assert found[-1].variant == "rope-gqa-swa-narrow" and found[-1].factors == ("rope", "gqa", "swa", "narrow")
+        assert {run.variant: run.factors for run in found if "narrow" not in run.factors} == VARIANTS
+        texts = next(run.texts for run in found if run.variant == "gqa-narrow")
+        assert texts["title"] == "Grouped-query attention (GQA)" and "share each" in texts["in_numbers"]
+        assert texts["in_numbers"].endswith("{{ n_embd }} wide.")
+
+    def test_combinations_that_are_not_listed_can_be_named(self, experiments):
+        edit(experiments / "presets" / "tiny.yaml", lambda content: content.update(factorial=["rope"]))
+        assert [run.variant for run in plan(experiments, seeds=[0]).runs] == ["baseline", "rope"]
+        (run,) = plan(experiments, "swa-gqa", seeds=[0]).runs
+        assert run.factors == ("swa", "gqa") and run.config["model"]["config"]["window"] == 8
+
+    def test_changes_of_one_key_cannot_be_joined(self, experiments, refused):
+        write_variant(experiments, "other", {"model": {"config": {"positions": "learned"}}})
+        with refused("rope.yaml", "other.yaml", "model.config.positions", "cannot be joined"):
+            plan(experiments, "rope-other")
+        edit(experiments / "presets" / "tiny.yaml", lambda content: content.update(factorial=["rope", "other"]))
+        with refused("rope.yaml", "other.yaml", "model.config.positions"):
+            plan(experiments)
+
+    def test_a_factorial_of_something_unknown(self, experiments, refused):
+        edit(experiments / "presets" / "tiny.yaml", lambda content: content.update(factorial=["rope", "alibi"]))
+        with refused("alibi"):
+            plan(experiments)
+
+    def test_what_is_not_named_is_not_read(self, experiments):
+        (experiments / "variants" / "broken.yaml").write_text("model: {")
+        assert len(plan(experiments).runs) == 16
+
+
+PART = "from torch import nn\n\n\nclass Part(nn.Identity):\n    def __init__(self, config, layer):\n        super().__init__()\n"
+
+
+class TestModifications:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        folder = tmp_path / "my modifications"
+        folder.mkdir()
+        (folder / "part.py").write_text(PART)
+        (folder / "silent.yaml").write_text("model: {config: {mlp: part.py:Part}}")
+        (folder / "loud.yaml").write_text("model: {config: {norm: {name: layer_norm}}}")
+        return folder
+
+    def test_the_baseline_and_what_the_folder_holds(self, experiments, folder):
+        found = load_plan("tiny", (), [0], experiments, modifications=folder).runs
+        assert [run.variant for run in found] == ["baseline", "loud", "silent"]
+        assert found[2].config["model"]["config"]["mlp"] == f"{folder / 'part.py'}:Part"
+        assert found[0].invocation["experiments"] == str(folder)
+
+    def test_those_of_the_package_stay_available(self, experiments, folder):
+        found = load_plan("tiny", ["rope", "gqa-silent"], [0], experiments, modifications=folder).runs
+        assert [run.variant for run in found] == ["rope", "gqa-silent"]
+
+    def test_a_preset_in_the_folder_with_a_factorial_of_its_own(self, experiments, folder):
+        (folder / "presets").mkdir()
+        (folder / "presets" / "mine.yaml").write_text(yaml.safe_dump(preset(factorial=["silent", "swa"])))
+        found = load_plan("mine", (), [0], experiments, modifications=folder).runs
+        assert [run.variant for run in found] == ["baseline", "swa", "silent", "silent-swa"]
+
+    def test_the_code_of_a_part_counts_and_its_place_does_not(self, experiments, folder, tmp_path):
+        def fingerprints():
+            found = load_plan("tiny", (), [0], experiments, modifications=folder).runs
+            return {run.variant: run.fingerprint("a corpus") for run in found}
+
+        before = fingerprints()
+        (folder / "part.py").write_text(PART + "        self.other = 1\n")
+        after = fingerprints()
+        assert before["silent"] != after["silent"]
+        assert {k: v for k, v in before.items() if k != "silent"} == {k: v for k, v in after.items() if k != "silent"}
+        folder = shutil.move(folder, tmp_path / "elsewhere")
+        assert fingerprints() == after
+
+    def test_what_is_wrong_with_a_folder(self, experiments, folder, tmp_path, refused):
+        with refused("nowhere", "not a folder"):
+            load_plan("tiny", experiments=experiments, modifications=tmp_path / "nowhere")
+        (tmp_path / "empty").mkdir()
+        with refused("empty", "no YAML"):
+            load_plan("tiny", experiments=experiments, modifications=tmp_path / "empty")
+        (folder / "rope.yaml").write_text("model: {config: {}}")
+        with refused("rope.yaml", "name already"):
+            load_plan("tiny", experiments=experiments, modifications=folder)
 
 
 def in_variant(**content):
@@ -228,7 +319,7 @@ WRONG = {
     "seeds that are one number": (in_preset("seeds", 3), "tiny.yaml", "seeds"),
     "no seeds": (in_preset("seeds", []), "tiny.yaml", "seeds"),
     "a negative seed": (in_preset("seeds", [0, -1]), "tiny.yaml", "-1"),
-    "a seed that is too large": (in_preset("seeds", [0, 2**32]), "tiny.yaml", "from 0 to 4294967295"),
+    "a seed that is too large": (in_preset("seeds", [0, 2**32]), "tiny.yaml", "4294967296"),
     "a seed between": (in_preset("seeds", [0.5]), "tiny.yaml", "0.5"),
     "a seed that is a word": (in_preset("seeds", ["first"]), "tiny.yaml", "first"),
     "a seed that is true": (in_preset("seeds", [True]), "tiny.yaml", "True"),
@@ -265,7 +356,7 @@ WRONG = {
 class TestRefusal:
     @pytest.mark.parametrize("name", WRONG)
     def test_in_one_line_that_names_file_and_key(self, experiments, name):
-        write_variant(experiments, "mine", {})
+        write_variant(experiments, "mine", {"model": {"config": {}}})
         break_it, file, key = WRONG[name]
         break_it(experiments)
         with pytest.raises(UserError) as raised:

@@ -11,7 +11,7 @@ import yaml
 from gpt2_ablate.cli import main
 from gpt2_ablate.records import read_record, read_results
 from gpt2_ablate.study.plan import load_plan
-from gpt2_ablate.study.runner import carry_out
+from gpt2_ablate.study.runner import run_study
 
 from .tiny import (
     REPOSITORY,
@@ -144,7 +144,7 @@ class TestAgain:
         write_variant(experiments, "rope", content)
         before = stamps(again / "out")
         plan = load_plan("tiny.yaml", ["baseline", "rope"], experiments=experiments)
-        runs = carry_out(plan, again / "out")
+        runs = run_study(plan, again / "out")
         assert redone(before, stamps(again / "out")) == {"rope"}
         assert [run["status"] for run in runs] == 4 * ["finished"]
         assert runs[1]["config"]["model"]["learning_rate"] == 1e-3
@@ -153,7 +153,7 @@ class TestAgain:
         content = yaml.safe_load((experiments / "variants" / "rope.yaml").read_text())
         write_variant(experiments, "rope", {**content, "idea": "Quite another idea."})
         before = stamps(again / "out")
-        runs = carry_out(load_plan("tiny.yaml", ["baseline", "rope"], experiments=experiments), again / "out")
+        runs = run_study(load_plan("tiny.yaml", ["baseline", "rope"], experiments=experiments), again / "out")
         assert stamps(again / "out") == before
         assert runs[1]["texts"]["idea"] == "Quite another idea."
 
@@ -228,7 +228,7 @@ class TestFailures:
         monkeypatch.chdir(folder)
         write_variant(folder / "experiments", "wild", {"model": {"learning_rate": 1e-3}, "factors": ["wild"]})
         before = stamps(folder / "out")
-        runs = carry_out(load_plan("tiny.yaml", experiments=folder / "experiments"), folder / "out")
+        runs = run_study(load_plan("tiny.yaml", experiments=folder / "experiments"), folder / "out")
         assert [run["status"] for run in runs] == 3 * ["finished"]
         assert redone(before, stamps(folder / "out")) == {"baseline", "wild"}
 
@@ -236,7 +236,7 @@ class TestFailures:
         """Losses are looked at every log_every_n_steps; here never, before the last step."""
         write_preset(fresh / "tiny.yaml", "corpus.txt", seeds=[0], trainer={"log_every_n_steps": 100, "val_check_interval": 100})
         write_variant(experiments, "wild", {"model": {"learning_rate": 1e30}, "factors": ["wild"]})
-        runs = carry_out(load_plan("tiny.yaml", ["wild", "rope"], experiments=experiments), fresh / "out")
+        runs = run_study(load_plan("tiny.yaml", ["wild", "rope"], experiments=experiments), fresh / "out")
         assert {run["variant"]: run["status"] for run in runs} == {"wild": "failed", "rope": "finished"}
 
 
