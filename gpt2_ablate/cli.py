@@ -160,10 +160,10 @@ def _ablate(options: argparse.Namespace) -> int:
     from gpt2_ablate.study.plan import load_plan
     from gpt2_ablate.study.runner import run_study
 
-    where = {"init": options.init, "out": options.out, "modifications": options.experiments}
-    plan = load_plan(options.preset, options.variants, options.seeds, **where)
-    also_report = load_plan(options.preset, seeds=options.seeds, **where) if options.variants else None
-    runs = run_study(plan, options.out, also_report)
+    plan = load_plan(
+        options.preset, options.variants, options.seeds, experiments=options.experiments, init=options.init, out=options.out
+    )
+    runs = run_study(plan, options.out)
     _write_report(runs, options.out)
     return 0 if all(run["status"] == "finished" for run in runs) else 1
 
@@ -177,8 +177,18 @@ def _report(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     from gpt2_ablate.benchmarks.run import run_benchmarks
+    from gpt2_ablate.report.render import write_benchmarks
+    from gpt2_ablate.study.plan import Plan, load_plan
+    from gpt2_ablate.utils.io import write_text
 
-    print(f"Report: {run_benchmarks(options.out, options.quick)}")
+    def configs(plan: Plan) -> dict[str, dict]:
+        return {run.variant: run.config["model"]["config"] for run in plan.runs}
+
+    cpu, gpt2_small = (load_plan(preset, seeds=[0]) for preset in ("cpu", "gpt2-small"))
+    results = run_benchmarks(options.out, options.quick, configs(cpu), cpu.data["batch_size"], configs(gpt2_small))
+    file = options.out / "reports" / "benchmarks.md"
+    write_text(file, write_benchmarks(results, file.parent / "figures"))
+    print(f"Report: {file}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`gpt2-ablate bench`: measure speed and memory side by side with transformers, and write reports/benchmarks.md."""
+"""`gpt2-ablate bench`: measure speed and memory side by side with transformers."""
 
 from __future__ import annotations
 
@@ -12,37 +12,38 @@ from rich.console import Console
 from gpt2_ablate.benchmarks import measurements
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.records import environment
-from gpt2_ablate.study.plan import load_plan
 from gpt2_ablate.utils import process
-from gpt2_ablate.utils.io import make_folder, write_json, write_text
+from gpt2_ablate.utils.io import make_folder, write_json
 
 BENCHMARKS = "gpt2_ablate.benchmarks"
+
+Configs = dict[str, dict[str, Any]]
 SMALL = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 512}  # the cpu preset's model
 GPT2_SMALL: dict[str, Any] = {}  # GPT2Config's defaults
 ALL_THREE = {"positions": "rotary", "n_kv_head": 4, "window": 256}
 
 
-def run_benchmarks(out: Path, quick: bool) -> Path:
-    """Measure everything and leave reports/benchmarks.json, reports/benchmarks.md and their figures below `out`.
+def run_benchmarks(out: Path, quick: bool, cpu: Configs, batch_size: int, gpt2_small: Configs) -> dict[str, Any]:
+    """Measure everything, and leave the numbers in reports/benchmarks.json below `out`.
 
     Args:
         quick: fewer sizes and rounds, for a look in three minutes.
+        cpu: the variants of the default study, by name: fields of each GPT2Config.
+        batch_size: of that study.
+        gpt2_small: the same variants at the size of GPT-2 small.
 
     Raises:
         UserError: transformers is not installed, or something could not be measured or written.
     """
-    from gpt2_ablate.report.render import write_benchmarks
-
     process.prepare([f"{BENCHMARKS}.{name}" for name in ("training", "attention", "decoding", "hardware")])
     reports = out / "reports"
     make_folder(reports)
-    results = _measure(out, quick, reports / "benchmarks.log")
+    results = _measure(out, quick, reports / "benchmarks.log", cpu, batch_size, gpt2_small)
     write_json(reports / "benchmarks.json", results)
-    write_text(reports / "benchmarks.md", write_benchmarks(results, reports / "figures"))
-    return reports / "benchmarks.md"
+    return results
 
 
-def _measure(out: Path, quick: bool, log: Path) -> dict[str, Any]:
+def _measure(out: Path, quick: bool, log: Path, cpu: Configs, batch_size: int, gpt2_small: Configs) -> dict[str, Any]:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -52,13 +53,13 @@ def _measure(out: Path, quick: bool, log: Path) -> dict[str, Any]:
 
     with console.status("starting") as status:
 
-        def tell_time(text: str) -> None:
+        def show(text: str) -> None:
             spent = (datetime.datetime.now() - began).seconds
             status.update(f"{text} ({spent // 60}:{spent % 60:02d})")
 
         def call(function: str, *args: Any) -> Any:
             try:
-                return process.run_in_child(f"{BENCHMARKS}.{function}", *args, log=log, on_progress=tell_time, tick=lambda: None)
+                return process.run_in_child(f"{BENCHMARKS}.{function}", *args, log=log, on_progress=show, tick=lambda: None)
             except process.Failure as failure:
                 raise UserError(f"bench: {function} could not be measured: {failure}; see {log}") from None
 
@@ -68,19 +69,19 @@ def _measure(out: Path, quick: bool, log: Path) -> dict[str, Any]:
 
         results: dict[str, Any] = {"schema": 1, "quick": quick, "device": device}
         results["limits"] = part("the machine", lambda: call("hardware:machine_limits", device, rounds))
-        results["variants"] = part("all variants of the default study", lambda: _variants(out, quick, log, tell_time))
+        results["variants"] = part("all variants of the default study", lambda: _variants(out, quick, log, cpu, batch_size, show))
         results["training"] = part("training steps", lambda: _training(call, quick, device, rounds))
         results["attention"] = part("attention against length", lambda: _attention(call, quick, device, rounds))
-        results["decoding"] = part("generation", lambda: _decoding(call, quick, device, min(rounds, 5)))
+        results["decoding"] = part("generation", lambda: _decoding(call, quick, device, min(rounds, 5), gpt2_small))
     results["seconds"] = (datetime.datetime.now() - began).total_seconds()
     return {**results, "environment": environment()}
 
 
-def _variants(out: Path, quick: bool, log: Path, on_progress: Callable[[str], None]) -> dict[str, Any]:
+def _variants(
+    out: Path, quick: bool, log: Path, configs: Configs, batch_size: int, on_progress: Callable[[str], None]
+) -> dict[str, Any]:
     """The very numbers that the report of the default study has: whichever is there first, the other takes its numbers."""
-    plan = load_plan("cpu", seeds=[0])
-    configs, batch_size = {run.variant: run.config["model"]["config"] for run in plan.runs}, plan.data["batch_size"]
-    found = measurements.earlier(measurements.file_of(out, plan.preset), configs, batch_size)
+    found = measurements.earlier(measurements.file_of(out, "cpu"), configs, batch_size)
     if found is not None:
         return {"key": measurements.key_of(configs, batch_size), "variants": found}
     processes = 1 if quick else measurements.PROCESSES
@@ -131,10 +132,9 @@ def _attention(call: Callable, quick: bool, device: str, rounds: int) -> dict[st
     return found
 
 
-def _decoding(call: Callable, quick: bool, device: str, rounds: int) -> dict[str, Any]:
+def _decoding(call: Callable, quick: bool, device: str, rounds: int, variants: Configs) -> dict[str, Any]:
     dtypes = ["bfloat16"] if quick else ["float32", "bfloat16"]
     new = 32 if quick else 128
-    variants = {run.variant: run.config["model"]["config"] for run in load_plan("gpt2-small", seeds=[0]).runs}
     window = {**SMALL, "positions": "rotary", "window": 64}
     batches = [1] if quick else [1, 8] if device == "cpu" else [1, 8, 64]
     pairs = [("baseline", GPT2_SMALL, dtype) for dtype in dtypes]

@@ -46,7 +46,7 @@ def take_turns(
 def rates(seconds: list[float], amount: float) -> dict[str, float]:
     """amount / seconds: median, and the quartiles as low and high."""
     speeds = [amount / s for s in seconds]
-    low, median, high = statistics.quantiles(speeds, n=4) if len(speeds) > 1 else speeds * 3
+    low, median, high = statistics.quantiles(speeds, n=4, method="inclusive") if len(speeds) > 1 else speeds * 3
     return {"median": median, "low": low, "high": high}
 
 

@@ -7,12 +7,7 @@ from torch import Tensor, nn
 
 from gpt2_ablate.model.config import GPT2Config
 from gpt2_ablate.model.context import ForwardContext
-from gpt2_ablate.ops.cross_entropy import (
-    chunked_cross_entropy,
-    chunked_token_losses,
-    linear_cross_entropy,
-    token_losses,
-)
+from gpt2_ablate.ops.cross_entropy import chunked_cross_entropy, chunked_token_losses, linear_cross_entropy, token_losses
 from gpt2_ablate.ops.embedding import tied_embedding
 from gpt2_ablate.ops.linear import INIT_STD, linear, normal_
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -219,7 +218,7 @@ def uptrained(preset: Preset, source: str) -> tuple[Preset, str]:
     # The loss is looked at four times or fewer, and at the end.
     interval = min(n for n in range(1, steps + 1) if steps % n == 0 and 4 * n >= steps)
     model |= {
-        "init": source, "config": dataclasses.asdict(start.config),
+        "init": source, "config": start.config.to_dict(),
         "warmup_steps": min(model.get("warmup_steps", steps), max(1, steps // 5)),
     }  # fmt: skip
     trainer |= {

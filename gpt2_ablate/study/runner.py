@@ -51,14 +51,12 @@ class Folders:
         return self.reports / "tensorboard" / run.path
 
 
-def run_study(plan: Plan, out: Path, also_report: Plan | None = None) -> list[Record]:
+def run_study(plan: Plan, out: Path) -> list[Record]:
     """Train whatever of the plan is not trained yet, and leave reports/results.json.
 
-    Args:
-        also_report: runs that are not trained now, but reported along with the others if an earlier call has trained them.
-
     Returns:
-        one record for each run of the plan, finished, or failed with an "error"; and those of `also_report`.
+        one record for each run of the plan, finished, or failed with an "error"; and those of `plan.also_report`
+        that an earlier call has trained.
 
     Raises:
         UserError: the corpus or the output folder cannot be used, or another study is at work there.
@@ -76,9 +74,7 @@ def run_study(plan: Plan, out: Path, also_report: Plan | None = None) -> list[Re
         todo = [n for n, record in enumerate(records) if record is None]
         trained = _train(plan, folders, todo, fingerprints, live)
         done = [record or trained[n] for n, record in enumerate(records)]
-        planned = {run.path for run in plan.runs}
-        around = [run for run in (also_report.runs if also_report else []) if run.path not in planned]
-        done += [r for run in around if (r := _kept(folders, run, run.fingerprint(corpus.digest), live)) is not None]
+        done += [r for run in plan.also_report if (r := _kept(folders, run, run.fingerprint(corpus.digest), live)) is not None]
         _add_measurements(plan, folders, done, live)
         write_results(folders.results, done)
     return done

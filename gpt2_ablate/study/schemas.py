@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import (
+    Annotated,
+    Any,
+    Required,  # that of `typing` cannot be validated before Python 3.12
+    TypeVar,
+)
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator
 from pydantic_core import PydanticCustomError
-from typing_extensions import Required, TypedDict  # that of `typing` cannot be validated before Python 3.12
+from typing_extensions import TypedDict
 
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.utils.io import first_problem
@@ -39,7 +44,7 @@ def _all_different(names: list[str]) -> list[str]:
 
 _NONE_IS_EMPTY = BeforeValidator(lambda value: {} if value is None else value)
 
-Count = Annotated[int, Field(ge=1), _described("a whole number from 1")]
+Count = Annotated[int, Field(ge=1, strict=True), _described("a whole number from 1")]
 Seed = Annotated[int, Field(ge=0, lt=2**32), _described(f"a whole number from 0 to {2**32 - 1}")]
 Share = Annotated[float, Field(gt=0, le=1), _described("a number above 0, up to 1")]
 Text = Annotated[str, Field(min_length=1), _described("a text")]
@@ -156,7 +161,7 @@ def read(file: Path, schema: type[S], **instead: Any) -> S:
     return found
 
 
-def _check_model(file: Path, model: ModelSection) -> None:
+def _check_model(file: Path, model: dict[str, Any]) -> None:
     """Refuse a field that no model has, and say of each part where its file is."""
     from gpt2_ablate.model.config import KINDS, GPT2Config  # torch takes a second to import; --help does not need it
 
@@ -178,5 +183,7 @@ def _with_absolute_path(part: Any, file: Path, kind: str) -> Any:
         return part
     place = (file.parent / path).resolve()
     if not place.is_file():
-        raise UserError(f"{file}: model.config.{kind}: {place} is not there; give the path of a Python file, from this YAML's folder")
+        raise UserError(
+            f"{file}: model.config.{kind}: {place} is not there; give the path of a Python file, from this YAML's folder"
+        )
     return f"{place}{colon}{name}"

@@ -61,6 +61,8 @@ class Library:
             _yaml_files(built_in / "presets"), _yaml_files(experiments and experiments / "presets"), "preset"
         )
         self.own, self.factors = list(own), list[str]()
+        if experiments is not None and not own and not (experiments / "presets").is_dir():
+            raise UserError(f"experiments: {experiments} holds no YAML file of a variant; give a folder that does")
 
     def preset(self, name: str) -> Path:
         """The file of a preset: of this name, or at this path."""

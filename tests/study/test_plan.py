@@ -83,7 +83,7 @@ class TestRuns:
 
     def test_a_preset_can_be_a_file_of_ones_own(self, experiments, tmp_path):
         shutil.move(experiments / "presets" / "tiny.yaml", tmp_path / "mine.yml")
-        own = load_plan(str(tmp_path / "mine.yml"), experiments=experiments)
+        own = load_plan(str(tmp_path / "mine.yml"), built_in=experiments)
         assert own.preset == "mine" and len(own.runs) == 16 and own.runs[0].prompt == "the king"
 
     def test_every_run_has_a_place_of_its_own(self, experiments):
@@ -102,12 +102,15 @@ class TestOwnVariant:
     def test_a_file_is_a_variant_once_the_preset_names_it(self, experiments):
         write_variant(experiments, "alibi", self.ALIBI)
         assert len(plan(experiments).runs) == 16
-        edit(experiments / "presets" / "tiny.yaml", lambda content: content.update(variants=["alibi"]))
+        edit(
+            experiments / "presets" / "tiny.yaml",
+            lambda content: content.update(factorial=["rope", "gqa", "swa"], variants=["alibi"]),
+        )
         runs = [run for run in plan(experiments).runs if run.variant == "alibi"]
         assert len(plan(experiments).runs) == 18 and [run.seed for run in runs] == [0, 1]
         assert runs[0].config["model"]["config"]["window"] == 8
         assert runs[0].texts == {"title": "Linear biases", "idea": "Far is faint."}
-        assert plan(experiments).runs[4].variant == "alibi"  # without an order it is the last of the single changes
+        assert plan(experiments).runs[8].variant == "alibi"  # after the factorial
 
     def test_it_leaves_the_other_runs_alone(self, experiments):
         before = fingerprints(experiments)
@@ -169,8 +172,7 @@ class TestFingerprint:
         texts = plan(experiments, "rope").runs[0].texts
         assert texts[key] == "other words"
 
-    def test_the_order_of_the_table_and_the_titles_concern_none(self, experiments):
-        assert concerned(experiments, "variants/rope.yaml", lambda c: c.update(order=99)) == set()
+    def test_titles_concern_none(self, experiments):
         assert concerned(experiments, "presets/tiny.yaml", lambda c: c.update(title="Other")) == set()
 
     def test_another_seed_concerns_none_of_the_old_runs(self, experiments):
@@ -189,14 +191,14 @@ class TestFactorial:
         assert found[-1].variant == "rope-gqa-swa-narrow" and found[-1].factors == ("rope", "gqa", "swa", "narrow")
         assert {run.variant: run.factors for run in found if "narrow" not in run.factors} == VARIANTS
         texts = next(run.texts for run in found if run.variant == "gqa-narrow")
-        assert texts["title"] == "Grouped-query attention (GQA)" and "share each" in texts["in_numbers"]
+        assert texts["title"] == "Grouped-query attention (GQA) + narrow" and "share each" in texts["in_numbers"]
         assert texts["in_numbers"].endswith("{{ n_embd }} wide.")
 
     def test_combinations_that_are_not_listed_can_be_named(self, experiments):
         edit(experiments / "presets" / "tiny.yaml", lambda content: content.update(factorial=["rope"]))
         assert [run.variant for run in plan(experiments, seeds=[0]).runs] == ["baseline", "rope"]
-        (run,) = plan(experiments, "swa-gqa", seeds=[0]).runs
-        assert run.factors == ("swa", "gqa") and run.config["model"]["config"]["window"] == 8
+        (run,) = plan(experiments, "swa-gqa", seeds=[0]).runs  # in one order, whichever is asked for: it is one variant
+        assert run.variant == "gqa-swa" and run.factors == ("gqa", "swa") and run.config["model"]["config"]["window"] == 8
 
     def test_changes_of_one_key_cannot_be_joined(self, experiments, refused):
         write_variant(experiments, "other", {"model": {"config": {"positions": "learned"}}})
@@ -230,24 +232,24 @@ class TestModifications:
         return folder
 
     def test_the_baseline_and_what_the_folder_holds(self, experiments, folder):
-        found = load_plan("tiny", (), [0], experiments, modifications=folder).runs
+        found = load_plan("tiny", (), [0], experiments, experiments=folder).runs
         assert [run.variant for run in found] == ["baseline", "loud", "silent"]
         assert found[2].config["model"]["config"]["mlp"] == f"{folder / 'part.py'}:Part"
         assert found[0].invocation["experiments"] == str(folder)
 
     def test_those_of_the_package_stay_available(self, experiments, folder):
-        found = load_plan("tiny", ["rope", "gqa-silent"], [0], experiments, modifications=folder).runs
+        found = load_plan("tiny", ["rope", "gqa-silent"], [0], experiments, experiments=folder).runs
         assert [run.variant for run in found] == ["rope", "gqa-silent"]
 
     def test_a_preset_in_the_folder_with_a_factorial_of_its_own(self, experiments, folder):
         (folder / "presets").mkdir()
         (folder / "presets" / "mine.yaml").write_text(yaml.safe_dump(preset(factorial=["silent", "swa"])))
-        found = load_plan("mine", (), [0], experiments, modifications=folder).runs
-        assert [run.variant for run in found] == ["baseline", "swa", "silent", "silent-swa"]
+        found = load_plan("mine", (), [0], experiments, experiments=folder).runs
+        assert [run.variant for run in found] == ["baseline", "silent", "swa", "silent-swa"]
 
     def test_the_code_of_a_part_counts_and_its_place_does_not(self, experiments, folder, tmp_path):
         def fingerprints():
-            found = load_plan("tiny", (), [0], experiments, modifications=folder).runs
+            found = load_plan("tiny", (), [0], experiments, experiments=folder).runs
             return {run.variant: run.fingerprint("a corpus") for run in found}
 
         before = fingerprints()
@@ -259,14 +261,14 @@ class TestModifications:
         assert fingerprints() == after
 
     def test_what_is_wrong_with_a_folder(self, experiments, folder, tmp_path, refused):
-        with refused("nowhere", "not a folder"):
-            load_plan("tiny", experiments=experiments, modifications=tmp_path / "nowhere")
+        with refused("nowhere", "no folder"):
+            load_plan("tiny", built_in=experiments, experiments=tmp_path / "nowhere")
         (tmp_path / "empty").mkdir()
         with refused("empty", "no YAML"):
-            load_plan("tiny", experiments=experiments, modifications=tmp_path / "empty")
+            load_plan("tiny", built_in=experiments, experiments=tmp_path / "empty")
         (folder / "rope.yaml").write_text("model: {config: {}}")
-        with refused("rope.yaml", "name already"):
-            load_plan("tiny", experiments=experiments, modifications=folder)
+        with refused("rope.yaml", "already"):
+            load_plan("tiny", built_in=experiments, experiments=folder)
 
 
 def in_variant(**content):
@@ -339,7 +341,6 @@ WRONG = {
     "an empty prompt": (in_preset("prompt", ""), "tiny.yaml", "prompt"),
     "a corpus that is a number": (in_preset("data", {"corpus": 7}), "tiny.yaml", "data.corpus"),
     "a corpus that is nothing": (in_preset("data", {"corpus": None}), "tiny.yaml", "data.corpus"),
-    "a title that is nothing": (in_preset("title", None), "tiny.yaml", "title"),
     "no runs at once": (in_preset("at_once", 0), "tiny.yaml", "at_once"),
     "runs at once in words": (in_preset("at_once", "all"), "tiny.yaml", "at_once"),
     "scored tokens in words": (in_preset("evaluation_tokens", "all"), "tiny.yaml", "evaluation_tokens"),
@@ -372,12 +373,12 @@ class TestRefusal:
     @pytest.mark.parametrize("name", ["cpus", "", 300 * "x"])
     def test_an_unknown_preset_with_the_known_ones(self, experiments, name):
         with pytest.raises(UserError) as raised:
-            load_plan(name, experiments=experiments)
+            load_plan(name, built_in=experiments)
         assert "preset" in refusal(raised) and "gpt2-small" in refusal(raised)
 
     def test_a_preset_file_that_is_not_there(self, experiments, tmp_path):
         with pytest.raises(UserError) as raised:
-            load_plan(str(tmp_path / "none.yaml"), experiments=experiments)
+            load_plan(str(tmp_path / "none.yaml"), built_in=experiments)
         assert "none.yaml" in refusal(raised)
 
     def test_a_negative_seed_of_the_command_line(self, experiments):

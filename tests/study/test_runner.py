@@ -79,7 +79,7 @@ class TestFinished:
     def test_leaves_what_the_design_says(self, trained):
         out = trained / "out"
         assert (out / "reports" / "analysis.md").read_text().startswith("# ")
-        assert len(list((out / "reports" / "figures").glob("*.png"))) == 5
+        assert len(list((out / "reports" / "figures").glob("*.png"))) == 4
         for variant in ("baseline", "rope"):
             for seed in (0, 1):
                 folder = out / "checkpoints" / "tiny" / variant / f"seed-{seed}"
@@ -143,7 +143,7 @@ class TestAgain:
         content["model"]["learning_rate"] = 1e-3
         write_variant(experiments, "rope", content)
         before = stamps(again / "out")
-        plan = load_plan("tiny.yaml", ["baseline", "rope"], experiments=experiments)
+        plan = load_plan("tiny.yaml", ["baseline", "rope"], built_in=experiments)
         runs = run_study(plan, again / "out")
         assert redone(before, stamps(again / "out")) == {"rope"}
         assert [run["status"] for run in runs] == 4 * ["finished"]
@@ -153,7 +153,7 @@ class TestAgain:
         content = yaml.safe_load((experiments / "variants" / "rope.yaml").read_text())
         write_variant(experiments, "rope", {**content, "idea": "Quite another idea."})
         before = stamps(again / "out")
-        runs = run_study(load_plan("tiny.yaml", ["baseline", "rope"], experiments=experiments), again / "out")
+        runs = run_study(load_plan("tiny.yaml", ["baseline", "rope"], built_in=experiments), again / "out")
         assert stamps(again / "out") == before
         assert runs[1]["texts"]["idea"] == "Quite another idea."
 
@@ -191,13 +191,11 @@ class TestFailures:
     def failing(self, tmp_path_factory):
         """A study of three: the child of baseline is killed, wild has an absurd learning rate, rope is sound."""
         folder = make_checkout(tmp_path_factory.mktemp("failing") / "checkout")
-        for file in (folder / "experiments" / "variants").iterdir():
-            if file.stem not in ("baseline", "rope"):
-                file.unlink()
-        write_variant(folder / "experiments", "wild", {"model": {"learning_rate": 1e30}, "factors": ["wild"]})
+        (folder / "mine").mkdir()
+        (folder / "mine" / "wild.yaml").write_text("model: {learning_rate: 1.0e+30}")
         write_corpus(folder / "corpus.txt")
-        write_preset(folder / "tiny.yaml", "corpus.txt", seeds=[0])
-        process = start(folder, "ablate", "--preset", "tiny.yaml", "--out", "out")
+        write_preset(folder / "tiny.yaml", "corpus.txt", seeds=[0], factorial=["rope"], variants=["wild"])
+        process = start(folder, "ablate", "--preset", "tiny.yaml", "--experiments", "mine", "--out", "out")
         checkpoint_in(folder / "out" / "checkpoints" / "tiny" / "baseline", process)
         everyone = members(process)
         server = next(p for p in everyone if any(other.ppid() == p.pid for other in everyone) and p.pid != process.pid)
@@ -226,9 +224,9 @@ class TestFailures:
     def test_the_next_call_tries_them_again(self, failing, monkeypatch):
         folder = failing[0]
         monkeypatch.chdir(folder)
-        write_variant(folder / "experiments", "wild", {"model": {"learning_rate": 1e-3}, "factors": ["wild"]})
+        (folder / "mine" / "wild.yaml").write_text("model: {learning_rate: 1.0e-3}")
         before = stamps(folder / "out")
-        runs = run_study(load_plan("tiny.yaml", experiments=folder / "experiments"), folder / "out")
+        runs = run_study(load_plan("tiny.yaml", experiments=folder / "mine"), folder / "out")
         assert [run["status"] for run in runs] == 3 * ["finished"]
         assert redone(before, stamps(folder / "out")) == {"baseline", "wild"}
 
@@ -236,7 +234,7 @@ class TestFailures:
         """Losses are looked at every log_every_n_steps; here never, before the last step."""
         write_preset(fresh / "tiny.yaml", "corpus.txt", seeds=[0], trainer={"log_every_n_steps": 100, "val_check_interval": 100})
         write_variant(experiments, "wild", {"model": {"learning_rate": 1e30}, "factors": ["wild"]})
-        runs = run_study(load_plan("tiny.yaml", ["wild", "rope"], experiments=experiments), fresh / "out")
+        runs = run_study(load_plan("tiny.yaml", ["wild", "rope"], built_in=experiments), fresh / "out")
         assert {run["variant"]: run["status"] for run in runs} == {"wild": "failed", "rope": "finished"}
 
 

@@ -6,7 +6,7 @@ from gpt2_ablate.records import read_record
 from gpt2_ablate.study.plan import load_plan
 from gpt2_ablate.utils import process
 
-from .tiny import outcome, record_of, write_corpus, write_preset
+from .tiny import VARIANTS, outcome, record_of, write_corpus, write_preset
 
 LOGS = "out/reports/tensorboard/tiny/baseline/seed-0"
 
@@ -24,7 +24,7 @@ def train(trained, tmp_path, monkeypatch):
         fingerprint = fingerprint or record_of(trained / "out", "baseline")["fingerprint"]
         told = []
         process.run_in_child(
-            f"{__package__}.children:train_until", stop_at, run, fingerprint, folder, logs,
+            "tests.utils.children:train_until", stop_at, run, fingerprint, folder, logs,
             log=folder / "train.log", on_progress=told.append, tick=lambda: None,
         )  # fmt: skip
         return told
@@ -134,9 +134,11 @@ def test_too_little_text_for_twice_the_context_is_not_scored_so(tmp_path):
 
 def test_the_record_says_which_kernels_ran_and_what_else_computes_this(tmp_path):
     record = trained_record(tmp_path, data={"separate_documents": True})
-    assert record["kernels"] == ["reference"]  # documents apart, and no window
+    assert record["kernels"] == ["eager"]  # documents apart, and no window
     assert record["hf_architecture"] == "Starcoder2ForCausalLM"
-    assert record["invocation"] == {"preset": str(tmp_path / "own.yaml"), "init": None, "at_once": 1}
+    assert record["invocation"] == {
+        "preset": str(tmp_path / "own.yaml"), "init": None, "at_once": 1, "experiments": None, "variants": list(VARIANTS),
+    }  # fmt: skip
 
 
 def test_a_compiled_run_learns_the_same(tmp_path):

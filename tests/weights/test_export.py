@@ -10,6 +10,7 @@ import transformers
 
 from gpt2_ablate.data.tokenizer import load_tokenizer
 from gpt2_ablate.model import generate
+from gpt2_ablate.model.parts import BUILT_IN
 from gpt2_ablate.weights import export_huggingface, load_pretrained
 
 from .models import assert_same_function, flip, same, tiny_model, tokens
@@ -181,15 +182,13 @@ def test_what_transformers_cannot_say_is_refused_by_its_field(tmp_path, refused,
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", ["positions", "attention", "mlp", "norm"])
+@pytest.mark.parametrize("kind", BUILT_IN)
 def test_a_part_of_ones_own_is_refused_by_its_kind(tmp_path, refused, kind):
-    from gpt2_ablate.model.parts import find_part, part
-
-    stock = {"positions": "learned", "attention": "self_attention", "mlp": "mlp", "norm": "layer_norm"}[kind]
-    part(kind, "own_for_a_test")(type("Own", (find_part(kind, stock),), {}))
-    with refused(f"{kind}: 'own_for_a_test'"):
-        export_huggingface(model(**{kind: "own_for_a_test"}), tmp_path / "out")
-    assert not list(tmp_path.iterdir())
+    module, _, name = next(iter(BUILT_IN[kind].values())).rpartition(":")
+    (tmp_path / "own.py").write_text(f"from {module} import {name}\n\n\nclass Own({name}):\n    pass\n")
+    with refused(f"{kind}: ", "own.py:Own"):
+        export_huggingface(model(**{kind: f"{tmp_path / 'own.py'}:Own"}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_holds_something_is_refused_and_stays(tmp_path, refused):

@@ -150,23 +150,43 @@ def test_loading_leaves_the_random_numbers_alone(folder):
     assert torch.equal(drawn, torch.rand(3))
 
 
+SLOPED = """
+import torch
+
+from gpt2_ablate.model.positions import Positions
+
+
+class Sloped(Positions):
+    def __init__(self, config):
+        super().__init__()
+        self.register_buffer("slopes", 1.0 / torch.arange(1, config.n_head + 1), persistent=False)
+
+    def embed(self, x, context):
+        return x + self.slopes.sum() * context.position_ids[:, None]
+"""
+
+
 def test_a_part_with_tables_of_its_own_is_whole(tmp_path):
     """Tables are no weights: they have to be made while the weights have no memory yet."""
-    from gpt2_ablate.model.parts import part
-    from gpt2_ablate.model.positions import Positions
+    (tmp_path / "sloped.py").write_text(SLOPED)
+    model = tiny_model(positions=f"{tmp_path / 'sloped.py'}:Sloped")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_model(model, folder)
+    assert torch.equal(load_pretrained(folder)(torch.arange(20)[None]), model(torch.arange(20)[None]))
 
-    @part("positions", "sloped_for_a_test")
-    class Sloped(Positions):
-        def __init__(self, config):
-            super().__init__()
-            self.register_buffer("slopes", 1.0 / torch.arange(1, config.n_head + 1), persistent=False)
 
-        def embed(self, x, positions):
-            return x + self.slopes.sum() * positions[:, None]
-
-    model = tiny_model(positions="sloped_for_a_test")
-    save_model(model, tmp_path)
-    assert torch.equal(load_pretrained(tmp_path)(torch.arange(20)[None]), model(torch.arange(20)[None]))
+def test_a_model_whose_parts_are_gone_or_lie_in_its_own_folder_is_refused(tmp_path, refused):
+    """Code that comes with a model is not run: a model may come from anybody."""
+    (tmp_path / "sloped.py").write_text(SLOPED)
+    save_model(tiny_model(positions=f"{tmp_path / 'sloped.py'}:Sloped"), tmp_path)
+    with refused("model.json", "sloped.py"):
+        load_pretrained(tmp_path)
+    config = (tmp_path / "model.json").read_text()
+    for name in ("sloped.py", "/nowhere/sloped.py"):
+        (tmp_path / "model.json").write_text(config.replace(str(tmp_path / "sloped.py"), name))
+        with refused("model.json", "sloped.py"):
+            load_pretrained(tmp_path)
 
 
 # OpenAI's own form
