@@ -14,7 +14,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpt2_ablate import __version__
 from gpt2_ablate.errors import UserError
@@ -67,8 +67,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    out = argparse.ArgumentParser(add_help=False)
+    out.add_argument("--out", type=Path, default=Path(), help="folder for reports/ and checkpoints/ (default: here)")
+    _add_studies(commands, out)
+    _add_models(commands, out)
+    bench = commands.add_parser(
+        "bench", parents=[out], help="measure speed and memory beside transformers, and write reports/benchmarks.md"
+    )
+    bench.add_argument("--quick", action="store_true", help="fewer sizes and rounds, in three minutes")
+    bench.set_defaults(command=_bench)
+    return parser
 
-    ablate = commands.add_parser("ablate", help="train all variants of a preset and write the report")
+
+def _add_studies(commands: Any, out: argparse.ArgumentParser) -> None:
+    ablate = commands.add_parser("ablate", parents=[out], help="train all variants of a preset and write the report")
     ablate.add_argument("--preset", default="cpu", help="name in experiments/presets, or a YAML file (default: cpu)")
     ablate.add_argument(
         "--variants", type=_names, default=[],
@@ -77,18 +89,20 @@ def _parser() -> argparse.ArgumentParser:
     ablate.add_argument("--experiments", type=Path, help="folder of modifications of your own, a .yaml and a .py each")
     ablate.add_argument("--seeds", type=_seeds, default=[], help="as 0,1,2 (default: the preset's)")
     ablate.add_argument("--init", help="checkpoint to convert and continue, instead of training from nothing")
-    _add_out(ablate)
     ablate.set_defaults(command=_ablate)
 
     commands.add_parser("train", help="train one model from a YAML, as every run of a study is (see train --help)")
 
-    report = commands.add_parser("report", help="write the report again, from a results.json alone")
+    report = commands.add_parser("report", parents=[out], help="write the report again, from a results.json alone")
     report.add_argument("--results", type=Path, help="results.json to report (default: OUT/reports/results.json)")
-    _add_out(report)
     report.set_defaults(command=_report)
 
-    sample = commands.add_parser("sample", help="let a model continue a text")
-    sample.add_argument("checkpoint", help=f"{CHECKPOINT}, as checkpoints/cpu/rope/seed-0 or gpt2")
+
+def _add_models(commands: Any, out: argparse.ArgumentParser) -> None:
+    checkpoint = argparse.ArgumentParser(add_help=False)
+    checkpoint.add_argument("checkpoint", help=f"{CHECKPOINT}, as checkpoints/cpu/rope/seed-0 or gpt2")
+
+    sample = commands.add_parser("sample", parents=[checkpoint], help="let a model continue a text")
     sample.add_argument("--prompt", default="KING HENRY\n", help="text to continue")
     sample.add_argument("--tokens", type=int, default=100, help="how many to add, if the text does not end before (default: 100)")
     sample.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)")
@@ -98,29 +112,22 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, default=0, help="of the first one's random choices, each has the next (default: 0)")
     sample.set_defaults(command=_sample)
 
-    verify = commands.add_parser("verify", help="prove that the model is GPT-2, against transformers")
-    verify.add_argument(
-        "checkpoint", nargs="?",
-        help=f"{CHECKPOINT} (default: checkpoints/gpt2, or gpt2 from the hub's cache, or random weights of that size)",
-    )  # fmt: skip
-    _add_out(verify)
+    verify = commands.add_parser("verify", parents=[out], help="check that the model is GPT-2, against transformers")
+    default = "checkpoints/gpt2, or gpt2 from the hub's cache, or random weights of that size"
+    verify.add_argument("checkpoint", nargs="?", help=f"{CHECKPOINT} (default: {default})")
     verify.set_defaults(command=_verify)
 
     evaluate = commands.add_parser(
-        "evaluate",
-        help="score a model on a text, or on LAMBADA",
-        epilog=PUBLISHED_SCORES,
+        "evaluate", parents=[checkpoint], help="score a model on a text, or on LAMBADA", epilog=PUBLISHED_SCORES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    evaluate.add_argument("checkpoint", help=f"{CHECKPOINT}, as checkpoints/cpu/rope/seed-0 or gpt2")
+    )  # fmt: skip
     evaluate.add_argument("--text", type=Path, help="text file in UTF-8: loss, perplexity, bits per byte")
     evaluate.add_argument("--window", type=int, help="tokens that are read at a time (default: the model's context)")
     evaluate.add_argument("--stride", type=int, help="tokens from one window to the next (default: half a window)")
     evaluate.add_argument("--lambada", type=Path, help='file of JSON lines {"text": ...}: score of the last word')
     evaluate.set_defaults(command=_evaluate)
 
-    convert = commands.add_parser("convert", help="turn trained weights into the start of another variant")
-    convert.add_argument("checkpoint", help=f"{CHECKPOINT}, as gpt2")
+    convert = commands.add_parser("convert", parents=[checkpoint], help="turn trained weights into the start of another variant")
     convert.add_argument("out", type=Path, help="folder to make")
     convert.add_argument("--n-kv-head", type=int, help="key/value heads; has to divide those that there are")
     convert.add_argument("--how", default="mean", help="make each of the mean of several, the first, or random (default: mean)")
@@ -129,20 +136,9 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--window", type=int, help="tokens that a sliding window shows")
     convert.set_defaults(command=_convert)
 
-    export = commands.add_parser("export", help="write a trained model as a folder that transformers opens")
-    export.add_argument("checkpoint", help=f"{CHECKPOINT}, as checkpoints/cpu/rope/seed-0")
+    export = commands.add_parser("export", parents=[checkpoint], help="write a trained model as a folder that transformers opens")
     export.add_argument("out", type=Path, help="folder to make")
     export.set_defaults(command=_export)
-
-    bench = commands.add_parser("bench", help="measure speed and memory beside transformers, and write reports/benchmarks.md")
-    bench.add_argument("--quick", action="store_true", help="fewer sizes and rounds, in three minutes")
-    _add_out(bench)
-    bench.set_defaults(command=_bench)
-    return parser
-
-
-def _add_out(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path(), help="folder for reports/ and checkpoints/ (default: here)")
 
 
 def _names(text: str) -> list[str]:

@@ -1,3 +1,2 @@
-"""The ablation, in the order in which data flows: `plan` (experiments/ -> runs), `runner` (runs -> records, each through
-`run` in a process of its own, watched by `live`), `record` (what is kept of a run), `statistics` (records -> estimates with
-intervals), `report` (all of it -> analysis.md, with `figures` and `prose`)."""
+"""The ablation, in the order in which data flows: `schemas` and `variants` (YAML -> what is asked for), `plan` (-> runs),
+`runner` (runs -> records, each by `worker` in a process of its own, shown by `live`)."""

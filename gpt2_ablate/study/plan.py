@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_ablate.errors import UserError
+from gpt2_ablate.records import SCHEMA
 from gpt2_ablate.study.schemas import Preset, read
 from gpt2_ablate.study.variants import BASELINE, EXPERIMENTS, Library, Variant
 
@@ -57,6 +58,18 @@ class Run:
     @property
     def max_steps(self) -> int:
         return self.config["trainer"]["max_steps"]
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What its record says of it beside its results; a run whose texts alone have changed is not trained again."""
+        return {"factors": list(self.factors), "texts": self.texts, "order": self.order, "invocation": self.invocation}
+
+    def record(self, fingerprint: str, status: str, **found: Any) -> dict[str, Any]:
+        """Its record, as `gpt2_ablate.records.Record` reads it."""
+        return {
+            "schema": SCHEMA, "fingerprint": fingerprint, "preset": self.preset, "variant": self.variant, "seed": self.seed,
+            "status": status, "config": self.config, **self.description, **found,
+        }  # fmt: skip
 
     def fingerprint(self, corpus_digest: str) -> str:
         """Changes when anything that decides the record of the run does; not when a part's file is moved as it is."""
@@ -125,23 +138,14 @@ def load_plan(
     listed = _listed(content)
     named = {change for name in listed for change in (name, *library.split(name))}
     default = [BASELINE, *library.own] if library.own and named.isdisjoint(library.own) else list(listed)
-    name, digest = file.stem, None
-    if source := init or content.init:
-        found = str(out / source) if os.path.exists(out / source) else source
-        if not init and not os.path.exists(found):
-            raise UserError(f"{file}: init: {found} is not there; train it first (make ablate-all), or give another as INIT")
-        content, digest = uptrained(content, found)
-        if init:  # what the preset trains from nothing must not be overwritten
-            name = f"{file.stem}-uptrained"
+    content, digest = _started_from(init, content, file, out)
+    name = f"{file.stem}-uptrained" if init else file.stem  # what the preset trains from nothing must not be overwritten
     place = experiments and str(experiments)
-    invocation = {
-        "preset": preset, "init": init, "experiments": place, "at_once": content.at_once, "variants": default,
-    }  # fmt: skip
+    invocation = {"preset": preset, "init": init, "experiments": place, "at_once": content.at_once, "variants": default}
 
     def runs_of(wanted: str) -> list[Run]:
         variant = library.variant(wanted, "variant" if chosen else f"{file}: factorial and variants")
-        factors = listed.get(variant.name)
-        if factors is not None and factors != variant.factors:
+        if (factors := listed.get(variant.name)) and factors != variant.factors:
             raise UserError(f"{variant.source}: factors: {list(variant.factors)} should be {list(factors)}, as {file} joins them")
         order = list(listed).index(variant.name) if variant.name in listed else 1000
         config = {"model": _model(variant, content, file), "data": content.data, "trainer": content.trainer}
@@ -197,6 +201,17 @@ def _fill_in(value: Any, sizes: dict[str, Any], source: str, preset_file: Path) 
             raise UserError(f"{preset_file}: sizes: {value[2:-1]!r} is missing, and {source} needs it")
         return sizes[value[2:-1]]
     return value
+
+
+def _started_from(init: str | None, preset: Preset, file: Path, out: Path) -> tuple[Preset, str | None]:
+    """The preset as it is where it starts from nothing; else continuing the checkpoint that `init` or it names."""
+    source = init or preset.init
+    if not source:
+        return preset, None
+    found = str(out / source) if os.path.exists(out / source) else source
+    if not init and not os.path.exists(found):
+        raise UserError(f"{file}: init: {found} is not there; train it first (make ablate-all), or give another as INIT")
+    return uptrained(preset, found)
 
 
 def uptrained(preset: Preset, source: str) -> tuple[Preset, str]:

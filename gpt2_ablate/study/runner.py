@@ -16,7 +16,7 @@ from gpt2_ablate.benchmarks import measurements
 from gpt2_ablate.data.corpora import open_corpus
 from gpt2_ablate.data.tokens import tokenise
 from gpt2_ablate.errors import UserError
-from gpt2_ablate.records import SCHEMA, read_record, write_results
+from gpt2_ablate.records import read_record, write_results
 from gpt2_ablate.study.live import Live
 from gpt2_ablate.study.plan import Plan, Run
 from gpt2_ablate.utils import process
@@ -109,7 +109,7 @@ def _kept(folders: Folders, run: Run, fingerprint: str, live: Live) -> Record | 
         live.warn(f"{weights}: is not whole ({error}); {run.name} is done again.")
         return None
     # What the YAML tells the reader may have changed without changing the run.
-    return {**record, "texts": run.texts, "factors": list(run.factors), "order": run.order, "invocation": run.invocation}
+    return {**record, **run.description}
 
 
 def _train(plan: Plan, folders: Folders, todo: list[int], fingerprints: list[str], live: Live) -> dict[int, Record]:
@@ -131,7 +131,7 @@ def _train(plan: Plan, folders: Folders, todo: list[int], fingerprints: list[str
         n, run = job.key, plan.runs[job.key]
         if isinstance(result, process.Failure):
             live.fail(n, f"{result}; see {job.log}")
-            records[n] = _failed(run, fingerprints[n], str(result))
+            records[n] = run.record(fingerprints[n], "failed", error=str(result), metrics={}, environment={})
             write_json(folders.run(run) / "record.json", records[n])
             continue
         finished = read_record(folders.run(run) / "record.json")
@@ -139,14 +139,6 @@ def _train(plan: Plan, folders: Folders, todo: list[int], fingerprints: list[str
         live.finish(n, finished["metrics"]["validation_loss"])
         records[n] = finished
     return records
-
-
-def _failed(run: Run, fingerprint: str, error: str) -> Record:
-    return {
-        "schema": SCHEMA, "fingerprint": fingerprint, "preset": run.preset, "variant": run.variant, "seed": run.seed,
-        "status": "failed", "error": error, "factors": list(run.factors), "order": run.order, "texts": run.texts,
-        "config": run.config, "invocation": run.invocation, "metrics": {}, "environment": {},
-    }  # fmt: skip
 
 
 def _add_measurements(plan: Plan, folders: Folders, records: list[Record], live: Live) -> None:

@@ -21,7 +21,7 @@ from gpt2_ablate.evaluation.perplexity import Score, score
 from gpt2_ablate.model import GPT2, GPT2Config, KVCache
 from gpt2_ablate.model.parts import part_files
 from gpt2_ablate.ops.attention import record_kernels
-from gpt2_ablate.records import SCHEMA, environment
+from gpt2_ablate.records import environment
 from gpt2_ablate.study.plan import Run
 from gpt2_ablate.training.callbacks import Memory, Perplexity, Progress, Samples, Throughput
 from gpt2_ablate.training.trainer import TrainingCLI, build
@@ -82,18 +82,10 @@ def train_run(run: Run, fingerprint: str, folder: Path, logs: Path, at_once: int
         details |= {"kernels": _kernels(cli), "curves": perplexity.curves, "sample": samples.write(cli.model)}
         _log_hyperparameters(logger, run, cli, metrics)
         save_model(cli.model.model, folder)
-        write_json(folder / "record.json", _record(run, fingerprint, cli, metrics, details))
+        details |= {"precision": str(cli.trainer.precision), "environment": environment()}
+        write_json(folder / "record.json", run.record(fingerprint, "finished", metrics=metrics, **details))
         for file in folder.glob("*.ckpt"):
             file.unlink()
-
-
-def _record(run: Run, fingerprint: str, cli: TrainingCLI, metrics: dict[str, Any], details: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA, "fingerprint": fingerprint, "preset": run.preset, "variant": run.variant, "seed": run.seed,
-        "status": "finished", "factors": run.factors, "order": run.order, "texts": run.texts, "config": run.config,
-        "invocation": run.invocation, "metrics": metrics, **details, "precision": str(cli.trainer.precision),
-        "environment": environment(),
-    }  # fmt: skip
 
 
 def _log_hyperparameters(logger: TensorBoardLogger, run: Run, cli: TrainingCLI, metrics: dict[str, Any]) -> None:
@@ -153,8 +145,8 @@ def _start_over(folder: Path, logs: Path) -> None:
 
 def _checkpoint_to_resume(folder: Path, fingerprint: str, on_progress: Callable[[dict], None]) -> Path | None:
     """The newest whole checkpoint of just this run."""
-    told = folder / "fingerprint"
-    if not told.exists() or told.read_text() != fingerprint:
+    own = folder / "fingerprint"
+    if not own.exists() or own.read_text() != fingerprint:
         return None
     for file in sorted(folder.glob("*.ckpt"), key=_step, reverse=True):
         try:
@@ -176,42 +168,38 @@ def _score_before(cli: TrainingCLI, run: Run, on_progress: Callable[[dict], None
     if not run.init_digest:
         return {}
     on_progress({"phase": "scoring"})
+    cli.datamodule.setup()
+    cli.model.to(cli.trainer.strategy.root_device)
+    return {"validation_loss_before": _score(cli, "validation", run.evaluation_tokens).loss}
+
+
+def _score(cli: TrainingCLI, split: str, tokens: int | None, contexts: int = 1) -> Score:
+    """Losses on the first `tokens` of a split, in stretches of so many contexts."""
     model, data = cli.model.model, cli.datamodule
-    device = cli.trainer.strategy.root_device
-    data.setup()
-    with autocast(str(cli.trainer.precision), device):
-        ids = data.splits["validation"].ids[: run.evaluation_tokens]
-        return {
-            "validation_loss_before": score(
-                model.to(device), ids, model.config.block_size, data.batch_size, data.separate_documents
-            ).loss
-        }
+    with autocast(str(cli.trainer.precision), model.device):
+        ids = data.splits[split].ids[:tokens]
+        return score(model, ids, contexts * model.config.block_size, data.batch_size, data.separate_documents)
 
 
-def _evaluate(cli: TrainingCLI, limit: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def _evaluate(cli: TrainingCLI, tokens: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the trained model is worth, and what it costs: single numbers, and those that depend on something."""
     model: GPT2 = cli.model.model
-    config, data = model.config, cli.datamodule
+    config, splits = model.config, cli.datamodule.splits
     metrics: dict[str, Any] = {}
     details: dict[str, Any] = {}
-
-    def rate(split: str, block_size: int) -> Score:
-        with autocast(str(cli.trainer.precision), model.device):
-            return score(model, data.splits[split].ids[:limit], block_size, data.batch_size, data.separate_documents)
-
     for split in ("validation", "test"):
-        if split in data.splits:
-            result = rate(split, config.block_size)
+        if split in splits:
+            result = _score(cli, split, tokens)
             metrics[f"{split}_loss"] = result.loss
             metrics[f"{split}_perplexity"] = result.perplexity
-            metrics[f"{split}_bits_per_byte"] = result.bits_per_byte(data.splits[split].bytes_per_token)
+            metrics[f"{split}_bits_per_byte"] = result.bits_per_byte(splits[split].bytes_per_token)
             if split == "validation":
                 details["loss_by_position"] = _binned(result)
                 # Where most of the past can be missed: what a window or a poor sense of distance costs shows here first.
                 metrics["validation_loss_late"] = float(result.by_position[-(config.block_size // 4) :].mean())
-    longest, scored = model.positions.max_length, data.splits["validation"].ids[:limit]
+    longest, scored = model.positions.max_length, splits["validation"].ids[:tokens]
     if (longest is None or longest >= 2 * config.block_size) and len(scored) > 2 * config.block_size:
-        beyond = rate("validation", 2 * config.block_size)
+        beyond = _score(cli, "validation", tokens, contexts=2)
         details["loss_by_position_beyond"] = _binned(beyond)
         metrics["validation_loss_beyond"] = float(beyond.by_position[config.block_size :].mean())
 
@@ -228,7 +216,7 @@ def _evaluate(cli: TrainingCLI, limit: int | None) -> tuple[dict[str, Any], dict
         }
         for context in CONTEXTS
     ]
-    details["hf_architecture"] = _stock(config)
+    details["hf_architecture"] = _hf_architecture(config)
     details["tensors"] = {name: list(p.shape) for name, p in model.named_parameters()}
     return metrics, details
 
@@ -245,7 +233,7 @@ def _kernels(cli: TrainingCLI) -> list[str]:
     return list(names)
 
 
-def _stock(config: GPT2Config) -> str | None:
+def _hf_architecture(config: GPT2Config) -> str | None:
     """The architecture of transformers that computes the same function; None where there is none."""
     try:
         return architecture_of(config).class_name

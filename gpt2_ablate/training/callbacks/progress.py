@@ -1,4 +1,4 @@
-"""OnProgress somebody else how far a run is."""
+"""How far a run is, for whoever watches it."""
 
 from __future__ import annotations
 
