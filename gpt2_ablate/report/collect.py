@@ -70,6 +70,8 @@ def _variants(runs: list[Record], problems: list[str]) -> list[Variant]:
         for name, value in statistics.by_variant(runs, metric).items():
             metrics[name][metric] = value
     means, factors = statistics.means(runs), statistics.factors_of(runs)
+    for split in ("validation", "test"):
+        _follow_the_loss(metrics, split, runs)
     differences, beyond_parts = statistics.differences(runs), statistics.beyond_parts(runs)
     with_late = statistics.finished(runs, "validation_loss_late")
     late = statistics.differences(with_late, "validation_loss_late") if len(with_late) == len(runs) else {}
@@ -101,6 +103,18 @@ def _variants(runs: list[Record], problems: list[str]) -> list[Variant]:
         )
 
     return [variant(name) for name in names]
+
+
+def _follow_the_loss(metrics: dict[str, dict[str, float]], split: str, runs: list[Record]) -> None:
+    """Put perplexity and bits per byte in accordance with the mean loss, which is adjusted where a seed is missing."""
+    scored = statistics.finished(runs, f"{split}_loss")
+    for name, loss in statistics.means(scored, f"{split}_loss").items() if scored else ():
+        own, mean = metrics[name], metrics[name][f"{split}_loss"]
+        own[f"{split}_loss"] = loss.value
+        if f"{split}_perplexity" in own:
+            own[f"{split}_perplexity"] = math.exp(loss.value) if loss.value < 700 else math.inf
+        if f"{split}_bits_per_byte" in own and mean:
+            own[f"{split}_bits_per_byte"] *= loss.value / mean
 
 
 def _in_numbers(run: Record, problems: list[str]) -> list[str]:

@@ -82,7 +82,7 @@ def train_run(run: Run, fingerprint: str, folder: Path, logs: Path, at_once: int
         details |= {"kernels": _kernels(cli), "curves": perplexity.curves, "sample": samples.write(cli.model)}
         _log_hyperparameters(logger, run, cli, metrics)
         save_model(cli.model.model, folder)
-        details |= {"precision": str(cli.trainer.precision), "environment": environment()}
+        details |= {"config": cli.settings, "precision": str(cli.trainer.precision), "environment": environment()}
         write_json(folder / "record.json", run.record(fingerprint, "finished", metrics=metrics, **details))
         for file in folder.glob("*.ckpt"):
             file.unlink()
@@ -174,11 +174,10 @@ def _score_before(cli: TrainingCLI, run: Run, on_progress: Callable[[dict], None
 
 
 def _score(cli: TrainingCLI, split: str, tokens: int | None, contexts: int = 1) -> Score:
-    """Losses on the first `tokens` of a split, in stretches of so many contexts."""
+    """Losses, in fp32, on the first `tokens` of a split, in stretches of so many contexts."""
     model, data = cli.model.model, cli.datamodule
-    with autocast(str(cli.trainer.precision), model.device):
-        ids = data.splits[split].ids[:tokens]
-        return score(model, ids, contexts * model.config.block_size, data.batch_size, data.separate_documents)
+    ids = data.splits[split].ids[:tokens]
+    return score(model, ids, contexts * model.config.block_size, data.batch_size, data.separate_documents)
 
 
 def _evaluate(cli: TrainingCLI, tokens: int | None) -> tuple[dict[str, Any], dict[str, Any]]:

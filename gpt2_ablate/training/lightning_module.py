@@ -57,6 +57,7 @@ class LanguageModel(LightningModule):
         self.seed = torch.initial_seed() % 2**32
         self.model = GPT2(config) if init is None else _converted(init, config)
         self.loss = torch.compile(self.model.loss) if compile else self.model.loss
+        self.losses: list[Tensor] = []  # of the batches of this optimizer step
         self.save_hyperparameters(
             {**config.to_dict(), "learning_rate": learning_rate, "warmup_steps": warmup_steps, "weight_decay": weight_decay}
         )
@@ -69,14 +70,18 @@ class LanguageModel(LightningModule):
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """Mean loss of one batch: input_ids and targets [B, T], and documents [B, T] if they are separated."""
         loss = self.loss(*batch)
+        self.losses.append(loss.detach())
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
+            return loss
+        mean, self.losses = torch.stack(self.losses).mean(), []
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            if not loss.isfinite():
+            if not mean.isfinite():
                 raise NonFiniteLoss(
-                    f"the loss became {loss.item()} by step {self.global_step + 1}; lower learning_rate "
+                    f"the loss became {mean.item()} by step {self.global_step + 1}; lower learning_rate "
                     f"(now {self.learning_rate:g}) or give more warmup_steps (now {self.warmup_steps})"
                 )
-            self.log("train/loss", loss.detach(), prog_bar=True)
-            self.log("train/perplexity", loss.detach().exp())
+            self.log("train/loss", mean, prog_bar=True)
+            self.log("train/perplexity", mean.exp())
             self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 

@@ -23,6 +23,21 @@ from gpt2_ablate.ops.attention import select_kernel
 from gpt2_ablate.training.lightning_module import LanguageModel
 from gpt2_ablate.utils.system import auto_precision
 
+LINKED = {"block_size": "model.config.block_size", "seed": "seed_everything"}  # of the data, from elsewhere
+
+TRAINER_DEFAULTS = {
+    "devices": 1,
+    "max_epochs": -1,  # batches have no end; max_steps ends training
+    "max_steps": 1000,
+    "accumulate_grad_batches": 1,
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 10,
+    "val_check_interval": 250,
+    "check_val_every_n_epoch": None,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+}
+
 
 class TrainingCLI(LightningCLI):
     """Keys: seed_everything, model (config and optimizer), data, trainer. The data take the context length and the seed from
@@ -32,14 +47,23 @@ class TrainingCLI(LightningCLI):
         self.callbacks, self.logger = callbacks, logger
         super().__init__(*args, **kwargs)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is built, as `--config` reads it, defaults included; of the trainer's keys those that decide a result."""
+        parsed = self.config.as_dict()
+        trainer = {key: parsed["trainer"][key] for key in ("precision", *TRAINER_DEFAULTS)}
+        data = {key: value for key, value in parsed["data"].items() if key not in LINKED}
+        model = {**parsed["model"], "config": self.model.model.config.to_dict()}
+        return {"seed_everything": parsed["seed_everything"], "model": model, "data": data, "trainer": trainer}
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Our callbacks come after those that the YAML names: the checkpoint is written when the others are up to date."""
         from_yaml = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
         return super().instantiate_trainer(callbacks=[*from_yaml, *self.callbacks], logger=self.logger, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.link_arguments("model.config.block_size", "data.block_size")
-        parser.link_arguments("seed_everything", "data.seed")
+        for key, source in LINKED.items():
+            parser.link_arguments(source, f"data.{key}")
 
 
 def build(args: list[str] | dict[str, Any], callbacks: list, logger: Any = True) -> TrainingCLI:
@@ -71,18 +95,7 @@ def build(args: list[str] | dict[str, Any], callbacks: list, logger: Any = True)
             seed_everything_default=0,
             save_config_callback=None,
             parser_kwargs={"exit_on_error": False},
-            trainer_defaults={
-                "precision": auto_precision(),
-                "devices": 1,
-                "max_epochs": -1,  # batches have no end; max_steps ends training
-                "max_steps": 1000,
-                "gradient_clip_val": 1.0,
-                "log_every_n_steps": 10,
-                "val_check_interval": 250,
-                "check_val_every_n_epoch": None,
-                "num_sanity_val_steps": 0,
-                "enable_model_summary": False,
-            },
+            trainer_defaults={"precision": auto_precision(), **TRAINER_DEFAULTS},
         )
     except UserError:
         raise

@@ -54,6 +54,15 @@ class TestStudy:
         assert {v for name, v in verdicts.items() if name not in ("rope", "gqa")} == {"unclear"}
         assert facts.best == "rope" and facts.baseline.difference is None
 
+    def test_perplexity_is_that_of_the_mean_loss(self):
+        """Not the mean of perplexities; and where a variant misses a seed, of its mean as it is adjusted."""
+        runs = full({("rope",): -0.3}, seeds=(0, 1, 2), noise=0.3)
+        for kept in (runs, [run for run in runs if (run.variant, run.seed) != ("gqa", 0)]):
+            facts = study_facts(kept)
+            for v in facts.variants:
+                assert v.metrics["validation_perplexity"] == pytest.approx(math.exp(v.loss.value))
+                assert v.metrics["validation_loss"] == pytest.approx(v.loss.value)
+
     def test_the_numbers_are_those_of_the_statistics(self):
         runs = study({("rope",): -0.3}, seeds=(0, 1))
         facts = study_facts(runs)

@@ -19,6 +19,7 @@ from .tiny import (
     finish,
     make_checkout,
     members,
+    merge,
     outcome,
     record_of,
     results_of,
@@ -111,7 +112,9 @@ class TestFinished:
 
     def test_the_configuration_is_that_of_the_plan(self, trained):
         config = yaml.safe_load((trained / "out" / "checkpoints" / "tiny" / "rope" / "seed-1" / "config.yaml").read_text())
-        assert config == record_of(trained / "out", "rope", 1)["config"]
+        recorded = record_of(trained / "out", "rope", 1)["config"]
+        assert merge(recorded, config) == recorded, "the record says what the YAML says, and the defaults"
+        assert recorded["model"]["config"]["vocab_size"] == 50257 and recorded["model"]["weight_decay"] == 0.1
         assert config["seed_everything"] == 1 and config["model"]["config"]["positions"] == "rotary"
 
     def test_tells_its_progress_in_plain_lines(self, trained):

@@ -108,6 +108,21 @@ def test_the_clock_runs_in_every_step(config, monkeypatch, accumulate):
     assert seconds.found[-1] == accumulate
 
 
+def test_the_loss_of_a_step_is_the_mean_of_its_batches(config, monkeypatch):
+    losses, step = [], LanguageModel.training_step
+
+    def training_step(self, batch, batch_idx):
+        loss = step(self, batch, batch_idx)
+        losses.append(loss.item())
+        return loss
+
+    monkeypatch.setattr(LanguageModel, "training_step", training_step)
+    changes = {"trainer.accumulate_grad_batches": 3, "trainer.max_steps": 4, "trainer.val_check_interval": 6}
+    _, curves = fit(config(changes))
+    steps = [sum(losses[n : n + 3]) / 3 for n in range(0, 12, 3)]
+    assert [loss for _, loss in curves["train"]] == pytest.approx([steps[1], steps[3]])
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_speeds_belong_together(config, accumulate):
     changes = {"trainer.accumulate_grad_batches": accumulate, "data.batch_size": 3, "trainer.max_steps": 4}
