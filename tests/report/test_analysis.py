@@ -167,7 +167,7 @@ class TestNumbers:
             half = (means[name].high - means[name].low) / 2
             assert numbers_in(row[7]) == pytest.approx([means[name].value, half], abs=0.00051)
             d = differences.get(name)
-            assert numbers_in(row[10] if len(row) > 10 else "") == pytest.approx(
+            assert numbers_in(row[11] if len(row) > 11 else "") == pytest.approx(
                 [d.value, d.low, d.high] if d else [], abs=0.00051
             )
 
