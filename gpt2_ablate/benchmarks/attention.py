@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
-from gpt2_ablate.benchmarks.timing import rates, ratio, report_round, take_turns
+from gpt2_ablate.benchmarks.timing import OnProgress, rates, ratio, time_interleaved
 from gpt2_ablate.ops.attention import attention
 from gpt2_ablate.ops.mask import AttentionMask
 from gpt2_ablate.utils.system import current_bytes, peak_bytes, synchronise
 
-OnProgress = Callable[[str], None]
-TOKENS = 16384  # in each turn, as one long text or several short ones: turns take alike long, and less is left to chance
+TOKENS = 16384  # in each step, as one long text or several short ones: steps take alike long, and less is left to chance
 SDPA = "torch's SDPA, causal"
 
 
@@ -44,57 +43,45 @@ def attention_speeds(
         from 1,024 tokens on.
     """
     device = torch.device(device_name)
-    seconds_per_token: dict[str, dict[str, Any]] = {}
-    times_sdpa: dict[str, dict[str, Any]] = {}
+    masks: dict[str, AttentionMask | None] = {**patterns(n_head), SDPA: None}
+    seconds_per_token: dict[str, dict[str, Any]] = {name: {} for name in masks}
+    times_sdpa: dict[str, dict[str, Any]] = {name: {} for name in masks}
     for length in lengths:
-        turns = {name: _turn(pattern, n_head, head_dim, length, device) for name, pattern in patterns(n_head).items()}
-        turns[SDPA] = _turn(None, n_head, head_dim, length, device)
-        seconds = take_turns(turns, device, rounds, 1, partial(report_round, on_progress, f"attention, {length:,} tokens"))
-        tokens = _texts(length) * length
+        texts = max(1, TOKENS // length)
+        steps = {name: _step(mask, (texts, n_head, length, head_dim), device) for name, mask in masks.items()}
+        seconds = time_interleaved(steps, device, rounds, f"attention, {length:,} tokens", on_progress, warm_up=1)
         for name, own in seconds.items():
-            speed = rates(own, tokens)
+            speed = rates(own, texts * length)
             per_token = {"median": 1 / speed["median"], "low": 1 / speed["high"], "high": 1 / speed["low"]}
-            seconds_per_token.setdefault(name, {})[str(length)] = per_token
-            times_sdpa.setdefault(name, {})[str(length)] = ratio(own, seconds[SDPA])
-    return {
-        "seconds_per_token": seconds_per_token, "times_sdpa": times_sdpa,
-        "exponent": {name: _exponent(by_length) for name, by_length in seconds_per_token.items()},
-    }  # fmt: skip
+            seconds_per_token[name][str(length)] = per_token
+            times_sdpa[name][str(length)] = ratio(own, seconds[SDPA])
+    exponents = {name: _exponent(by_length) for name, by_length in seconds_per_token.items()}
+    return {"seconds_per_token": seconds_per_token, "times_sdpa": times_sdpa, "exponent": exponents}
 
 
 def attention_peak(n_head: int, head_dim: int, name: str, length: int, device_name: str, on_progress: OnProgress) -> int:
     """Bytes that one text's forward and backward pass add at their peak; call it in a fresh process."""
     on_progress(f"memory of {name}, {length:,} tokens")
-    device = torch.device(device_name)
-    _turn(patterns(n_head)[name], n_head, head_dim, 1024, device, texts=1)()  # libraries warm up
+    device, mask = torch.device(device_name), patterns(n_head)[name]
+    _step(mask, (1, n_head, 1024, head_dim), device)()  # libraries warm up
     before = current_bytes(device)
-    _turn(patterns(n_head)[name], n_head, head_dim, length, device, texts=1)()
+    _step(mask, (1, n_head, length, head_dim), device)()
     synchronise(device)
     return max(0, peak_bytes(device) - before)
 
 
-def _texts(length: int) -> int:
-    return max(1, TOKENS // length)
-
-
-def _turn(
-    pattern: AttentionMask | None, n_head: int, head_dim: int, length: int, device: torch.device, texts: int | None = None
-) -> Callable[[], None]:
-    """One forward and backward pass; None is torch's own causal attention."""
-    shape = (texts or _texts(length), n_head, length, head_dim)
+def _step(mask: AttentionMask | None, shape: tuple[int, ...], device: torch.device) -> Callable[[], None]:
+    """One forward and backward pass of queries, keys and values [B, H, T, D]; None is torch's own causal attention."""
     q, k, v = (torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
     upstream = torch.randn(shape, device=device, dtype=torch.bfloat16)
 
-    def turn() -> None:
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True) if pattern is None else attention(q, k, v, pattern)
+    def step() -> None:
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True) if mask is None else attention(q, k, v, mask)
         torch.autograd.grad(y, (q, k, v), upstream)
 
-    return turn
+    return step
 
 
 def _exponent(by_length: dict[str, dict[str, float]]) -> float | None:
-    points = [(int(length), int(length) * entry["median"]) for length, entry in by_length.items() if int(length) >= 1024]
-    if len(points) < 2:
-        return None
-    x, y = np.log(np.array(points)).T
-    return float(np.polyfit(x, y, 1)[0])
+    points = [(math.log(n), math.log(n * by_length[str(n)]["median"])) for n in map(int, by_length) if n >= 1024]
+    return statistics.linear_regression(*zip(*points, strict=True)).slope if len(points) > 1 else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,27 +35,23 @@ def run_benchmarks(out: Path, quick: bool, cpu: Configs, batch_size: int, gpt2_s
     Raises:
         UserError: transformers is not installed, or something could not be measured or written.
     """
+    import torch
+
     process.prepare([f"{BENCHMARKS}.{name}" for name in ("training", "attention", "decoding", "hardware")])
     reports = out / "reports"
     make_folder(reports)
-    results = _measure(out, quick, reports / "benchmarks.log", cpu, batch_size, gpt2_small)
-    write_json(reports / "benchmarks.json", results)
-    return results
-
-
-def _measure(out: Path, quick: bool, log: Path, cpu: Configs, batch_size: int, gpt2_small: Configs) -> dict[str, Any]:
-    import torch
-
+    log = reports / "benchmarks.log"
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    console = Console(highlight=False, soft_wrap=True)
     rounds = 3 if quick else 7
-    began = datetime.datetime.now()
+    console = Console(highlight=False, soft_wrap=True)
+    results: dict[str, Any] = {"schema": 1, "quick": quick, "device": device}
+    began = time.monotonic()
 
     with console.status("starting") as status:
 
         def show(text: str) -> None:
-            spent = (datetime.datetime.now() - began).seconds
-            status.update(f"{text} ({spent // 60}:{spent % 60:02d})")
+            minutes, seconds = divmod(int(time.monotonic() - began), 60)
+            status.update(f"{text} ({minutes}:{seconds:02d})")
 
         def call(function: str, *args: Any) -> Any:
             try:
@@ -63,18 +59,19 @@ def _measure(out: Path, quick: bool, log: Path, cpu: Configs, batch_size: int, g
             except process.Failure as failure:
                 raise UserError(f"bench: {function} could not be measured: {failure}; see {log}") from None
 
-        def part(title: str, measure: Callable[[], Any]) -> Any:
+        parts: list[tuple[str, str, Callable[[], Any]]] = [
+            ("limits", "the machine", lambda: call("hardware:machine_limits", device, rounds)),
+            ("variants", "all variants of the default study", lambda: _variants(out, quick, log, cpu, batch_size, show)),
+            ("training", "training steps", lambda: _training(call, quick, device, rounds)),
+            ("attention", "attention against length", lambda: _attention(call, quick, device, rounds)),
+            ("decoding", "generation", lambda: _decoding(call, quick, device, min(rounds, 5), gpt2_small)),
+        ]
+        for name, title, measure in parts:
             console.print(f"Measuring {title} ...")
-            return measure()
-
-        results: dict[str, Any] = {"schema": 1, "quick": quick, "device": device}
-        results["limits"] = part("the machine", lambda: call("hardware:machine_limits", device, rounds))
-        results["variants"] = part("all variants of the default study", lambda: _variants(out, quick, log, cpu, batch_size, show))
-        results["training"] = part("training steps", lambda: _training(call, quick, device, rounds))
-        results["attention"] = part("attention against length", lambda: _attention(call, quick, device, rounds))
-        results["decoding"] = part("generation", lambda: _decoding(call, quick, device, min(rounds, 5), gpt2_small))
-    results["seconds"] = (datetime.datetime.now() - began).total_seconds()
-    return {**results, "environment": environment()}
+            results[name] = measure()
+    results |= {"seconds": time.monotonic() - began, "environment": environment()}
+    write_json(reports / "benchmarks.json", results)
+    return results
 
 
 def _variants(
@@ -93,19 +90,15 @@ def _variants(
 
 def _training(call: Callable, quick: bool, device: str, rounds: int) -> list[dict[str, Any]]:
     """Each size against transformers: speed, then memory of either side in a process of its own."""
-    cuda = device == "cuda"
+    many = (16, rounds) if device == "cuda" else (1, 5)
     sizes: list[tuple[str, dict[str, Any], int, int]] = [
         ("cpu preset, baseline", SMALL, 2, 3 * rounds),
         ("cpu preset, rope-gqa-swa", {**SMALL, "positions": "rotary", "n_kv_head": 1, "window": 64}, 2, 3 * rounds),
+        ("GPT-2 small, baseline", GPT2_SMALL, *many),
+        ("GPT-2 small, rope-gqa-swa", {**GPT2_SMALL, **ALL_THREE}, *many),
     ]
-    if not quick:
-        many = (16, rounds) if cuda else (1, 5)
-        sizes += [
-            ("GPT-2 small, baseline", GPT2_SMALL, *many),
-            ("GPT-2 small, rope-gqa-swa", {**GPT2_SMALL, **ALL_THREE}, *many),
-        ]
     found = []
-    for name, config, batch_size, n in sizes:
+    for name, config, batch_size, n in sizes[:2] if quick else sizes:
         # Compiling takes a minute, and tells no more of one variant than of another.
         compiled = not quick and "positions" not in config
         row = call("training:training_speeds", config, batch_size, compiled, n, device)
@@ -116,16 +109,16 @@ def _training(call: Callable, quick: bool, device: str, rounds: int) -> list[dic
 
 def _attention(call: Callable, quick: bool, device: str, rounds: int) -> dict[str, Any]:
     lengths = [1024, 4096, 8192] if quick else [512, 1024, 2048, 4096, 8192, 16384]
-    shapes: dict[str, tuple[tuple[int, int], list[int], int]] = {"4 heads of 32": ((4, 32), lengths, min(rounds, 5))}
-    if not quick:
-        # GPT-2's own heads take six times as long: on a CPU fewer rounds, and no 16k.
-        wide = (lengths, rounds) if device == "cuda" else (lengths[:-1], 3)
-        shapes["12 heads of 64"] = ((12, 64), *wide)
+    # GPT-2's own heads take six times as long: on a CPU fewer rounds, and no 16k.
+    wide = (lengths, rounds) if device == "cuda" else (lengths[:-1], 3)
+    shapes = {"4 heads of 32": (4, 32, lengths, min(rounds, 5)), "12 heads of 64": (12, 64, *wide)}
+    if quick:
+        del shapes["12 heads of 64"]
     found = {}
-    for name, (shape, of, n) in shapes.items():
-        speeds = call("attention:attention_speeds", *shape, of, n, device)
+    for name, (n_head, head_dim, of, n) in shapes.items():
+        speeds = call("attention:attention_speeds", n_head, head_dim, of, n, device)
         peaks = {
-            pattern: {str(T): call("attention:attention_peak", *shape, pattern, T, device) for T in of if T >= 4096}
+            pattern: {str(T): call("attention:attention_peak", n_head, head_dim, pattern, T, device) for T in of if T >= 4096}
             for pattern in ("full", "window 128")
         }
         found[name] = {**speeds, "peak_bytes": peaks}
@@ -133,23 +126,20 @@ def _attention(call: Callable, quick: bool, device: str, rounds: int) -> dict[st
 
 
 def _decoding(call: Callable, quick: bool, device: str, rounds: int, variants: Configs) -> dict[str, Any]:
-    dtypes = ["bfloat16"] if quick else ["float32", "bfloat16"]
+    pairs = [("baseline", GPT2_SMALL, "bfloat16")]
+    if not quick:
+        pairs = [("baseline", GPT2_SMALL, "float32"), *pairs, ("rope-gqa-swa", {**GPT2_SMALL, **ALL_THREE}, "bfloat16")]
+    contexts = {1: [256, 1024] if quick else [256, 1024, 4096], 8: [256, 1024], 64: [256, 1024]}
+    batches = [1] if quick else [1, 8] if device == "cpu" else [1, 8, 64]
     new = 32 if quick else 128
     window = {**SMALL, "positions": "rotary", "window": 64}
-    batches = [1] if quick else [1, 8] if device == "cpu" else [1, 8, 64]
-    pairs = [("baseline", GPT2_SMALL, dtype) for dtype in dtypes]
-    if not quick:
-        pairs.append(("rope-gqa-swa", {**GPT2_SMALL, **ALL_THREE}, "bfloat16"))
     return {
         "against_generate": [
             {"name": name, "dtype": dtype, **call("decoding:against_generate", config, dtype, 128, new, rounds, device)}
             for name, config, dtype in pairs
         ],
         "by_context": {
-            str(batch_size): call(
-                "decoding:by_context", variants, [256, 1024] if quick or batch_size > 1 else [256, 1024, 4096], batch_size,
-                "bfloat16", rounds, device,
-            )
+            str(batch_size): call("decoding:by_context", variants, contexts[batch_size], batch_size, rounds, device)
             for batch_size in batches
         },
         "long_text": call("decoding:far_past_the_window", window, *((2048, 256, 3) if quick else (16384, 1024, 11)), device),

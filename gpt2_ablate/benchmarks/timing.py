@@ -1,7 +1,7 @@
-"""Timing things against each other: all of them warm, in one process, a turn of each in every round.
+"""Timing candidates against each other: all of them warm, in one process, each once in every round.
 
-Machines are shared, and what one run measures at noon another does not at night; but what two neighbours in one round have
-to do with each other changes little. So ratios are taken within rounds, and medians are given with their spread.
+Machines are shared, and what one run measures at noon another does not at night; but the ratio of two neighbours in one round
+changes little. So ratios are taken within rounds, and medians are given with their spread.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ import torch
 
 from gpt2_ablate.utils.system import synchronise
 
-Turns = Mapping[str, Callable[[], object]]
+OnProgress = Callable[[str], None]
 
 
-def take_turns(
-    turns: Turns,
+def time_interleaved(
+    candidates: Mapping[str, Callable[[], object]],
     device: torch.device,
     rounds: int,
+    what: str = "",
+    on_progress: OnProgress = lambda text: None,
     warm_up: int = 2,
-    on_progress: Callable[[int, int], None] = lambda n, of: None,
 ) -> dict[str, list[float]]:
-    """Seconds of every measured turn, one turn of each in every round.
+    """Seconds of each candidate in every round; `on_progress` is told of `what`, and the round, after each.
 
     Args:
         warm_up: rounds that come first and do not count.
-        on_progress: called after every round with its number and how many there are.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in turns}
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for n in range(warm_up + rounds):
-        for name, turn in turns.items():
+        for name, run in candidates.items():
             synchronise(device)
             start = time.perf_counter()
-            turn()
+            run()
             synchronise(device)
             if n >= warm_up:
                 seconds[name].append(time.perf_counter() - start)
-        on_progress(n + 1, warm_up + rounds)
+        on_progress(f"{what}, round {n + 1}/{warm_up + rounds}")
     return seconds
 
 
@@ -50,15 +50,10 @@ def rates(seconds: list[float], amount: float) -> dict[str, float]:
     return {"median": median, "low": low, "high": high}
 
 
-def ratio(ours: list[float], theirs: list[float], weight: float = 1.0) -> dict[str, float]:
-    """How many times faster `ours` is, times a weight: the median of the rounds' ratios with their smallest and largest.
+def ratio(own: list[float], other: list[float], weight: float = 1.0) -> dict[str, float]:
+    """How many times faster `own` is, times a weight: the median of the rounds' ratios with their smallest and largest.
 
     The range of n rounds misses their true median once in 2^(n - 1) times.
     """
-    ratios = [weight * b / a for a, b in zip(ours, theirs, strict=True)]
+    ratios = [weight * b / a for a, b in zip(own, other, strict=True)]
     return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
-
-
-def report_round(on_progress: Callable[[str], None], what: str, n: int, of: int) -> None:
-    """What `take_turns` calls, with its first two arguments bound."""
-    on_progress(f"{what}, round {n}/{of}")

@@ -9,83 +9,100 @@ from typing import Any
 import torch
 
 from gpt2_ablate.benchmarks import hf_baseline
-from gpt2_ablate.benchmarks.speed import training_step
-from gpt2_ablate.benchmarks.timing import rates, ratio, report_round, take_turns
+from gpt2_ablate.benchmarks.timing import OnProgress, rates, ratio, time_interleaved
 from gpt2_ablate.evaluation.flops import training_flops_per_token
-from gpt2_ablate.model import GPT2Config
-from gpt2_ablate.utils.system import auto_precision, current_bytes, keep_freed_memory, peak_bytes, random_square, synchronise
+from gpt2_ablate.model import GPT2, GPT2Config
+from gpt2_ablate.utils import system
 
-OnProgress = Callable[[str], None]
+RATIOS = {
+    "ratio": ("ours", "transformers"),
+    "kept_ratio": ("ours", "transformers kept"),
+    "compiled_ratio": ("compiled", "ours"),
+    "compiled_against_transformers": ("compiled", "transformers"),
+}
+
+
+def training_step(
+    config: GPT2Config, batch_size: int, precision: str, device: torch.device, compiled: bool = False
+) -> Callable[[], None]:
+    """A function that does one step of a new model of ours on one batch of random tokens."""
+    model = GPT2(config).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    ids = torch.randint(config.vocab_size, (batch_size, config.block_size), device=device)
+    loss_of = torch.compile(model.loss) if compiled else model.loss
+
+    def step() -> None:
+        with system.autocast(precision, device):
+            loss = loss_of(ids, ids)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
 
 
 def training_speeds(
-    config: dict[str, Any], batch_size: int, compiled: bool, rounds: int, device_name: str, on_progress: OnProgress
+    fields: dict[str, Any], batch_size: int, compiled: bool, rounds: int, device_name: str, on_progress: OnProgress
 ) -> dict[str, Any]:
     """tokens/s of our step and of transformers' for the same model, and our share of the matrix-product peak.
 
-    The peak is measured in turns with the steps: a shared machine is not equally fast at all times.
+    The peak is measured in the same rounds as the steps: a shared machine is not equally fast at all times.
 
     Args:
-        config: fields of the GPT2Config; with rotary positions the other side is Starcoder2, else GPT-2.
+        fields: of the GPT2Config; with rotary positions the baseline is Starcoder2, else GPT-2.
         compiled: also time our step under torch.compile, its warm-up counted apart.
     """
-    ours, device, precision = GPT2Config(**config), torch.device(device_name), auto_precision()
-    a = random_square(torch.bfloat16 if precision == "bf16-mixed" else torch.float32, device)
-    other = hf_baseline.training_step(ours, batch_size, device)
-    turns = {
-        "ours": _keeping(training_step(ours, batch_size, precision, device), True),
-        "transformers": _keeping(other, False),
-        "transformers kept": _keeping(other, True),
+    config, device, precision = GPT2Config(**fields), torch.device(device_name), system.auto_precision()
+    a = system.random_square(torch.bfloat16 if precision == "bf16-mixed" else torch.float32, device)
+    hf_step = hf_baseline.training_step(config, batch_size, device)
+    candidates: dict[str, Callable[[], object]] = {
+        "ours": partial(_run, training_step(config, batch_size, precision, device), True),
+        "transformers": partial(_run, hf_step, False),
+        "transformers kept": partial(_run, hf_step, True),
         "matmul": lambda: a @ a,
     }
-    result: dict[str, Any] = {}
+    tokens = batch_size * config.block_size
+    flops = training_flops_per_token(config, config.block_size) * tokens
+    result: dict[str, Any] = {"architecture": hf_baseline.architecture(config), "flops_per_step": flops}
     if compiled:
-        turns["compiled"] = _keeping(training_step(ours, batch_size, precision, device, compiled=True), True)
-        first = take_turns({"compiled": turns["compiled"]}, device, 1, 0)
+        candidates["compiled"] = partial(_run, training_step(config, batch_size, precision, device, compiled=True), True)
+        first = time_interleaved({"compiled": candidates["compiled"]}, device, rounds=1, warm_up=0)
         result["compile_seconds"] = first["compiled"][0]
-    seconds = take_turns(turns, device, rounds, on_progress=partial(report_round, on_progress, "training steps"))
-    tokens = batch_size * ours.block_size
-    flops = training_flops_per_token(ours, ours.block_size) * tokens
-    result |= {name: rates(seconds[name], tokens) for name in turns if name != "matmul"}
-    result["ratio"] = ratio(seconds["ours"], seconds["transformers"])
-    result["kept_ratio"] = ratio(seconds["ours"], seconds["transformers kept"])
-    result["share_of_peak"] = ratio(seconds["ours"], seconds["matmul"], flops / (2 * len(a) ** 3))
-    if compiled:
-        result["compiled_ratio"] = ratio(seconds["compiled"], seconds["ours"])
-        result["compiled_against_transformers"] = ratio(seconds["compiled"], seconds["transformers"])
-    return {**result, "architecture": hf_baseline.architecture(ours), "flops_per_step": flops}
+    seconds = time_interleaved(candidates, device, rounds, "training steps", on_progress)
+    result |= {name: rates(seconds[name], tokens) for name in candidates if name != "matmul"}
+    result |= {name: ratio(seconds[own], seconds[other]) for name, (own, other) in RATIOS.items() if own in seconds}
+    return {**result, "share_of_peak": ratio(seconds["ours"], seconds["matmul"], flops / (2 * len(a) ** 3))}
+
+
+def _run(step: Callable[[], None], keep: bool) -> None:
+    """With freed memory kept or not: ours keeps it in training, transformers documents nothing of the kind."""
+    system.keep_freed_memory(keep)
+    step()
 
 
 def training_peak(
-    config: dict[str, Any], batch_size: int, side: str, device_name: str, on_progress: OnProgress
+    fields: dict[str, Any], batch_size: int, side: str, device_name: str, on_progress: OnProgress
 ) -> dict[str, int]:
-    """Bytes that training adds at its peak, and that the whole process then takes; call it in a fresh process.
-
-    Args:
-        side: "ours" or "transformers".
-    """
-    ours, device = GPT2Config(**config), torch.device(device_name)
-    hf_baseline.architecture(ours)  # both sides pay for the same imports before counting begins
+    """`peak_memory` of a step of one side, "ours" or "transformers"."""
+    config, device = GPT2Config(**fields), torch.device(device_name)
+    hf_baseline.architecture(config)  # both sides pay for the same imports before counting begins
     on_progress(f"peak memory of {side}")
-    keep_freed_memory(side == "ours")
-    before = current_bytes(device)
-    step = (
-        training_step(ours, batch_size, auto_precision(), device)
-        if side == "ours"
-        else hf_baseline.training_step(ours, batch_size, device)
-    )
+    system.keep_freed_memory(side == "ours")
+    if side == "ours":
+        return peak_memory(lambda: training_step(config, batch_size, system.auto_precision(), device), device)
+    return peak_memory(lambda: hf_baseline.training_step(config, batch_size, device), device)
+
+
+def peak_memory(make_step: Callable[[], Callable[[], None]], device: torch.device) -> dict[str, int]:
+    """Bytes that making a step and doing it three times adds at its peak, and that the whole process then takes.
+
+    Call it in a fresh process: on a CPU the peak of a process never falls.
+    """
+    before = system.current_bytes(device)
+    step = make_step()
     for _ in range(3):
         step()
-    synchronise(device)
-    peak = peak_bytes(device)
+    system.synchronise(device)
+    peak = system.peak_bytes(device)
     return {"added": peak - before, "process": peak}
-
-
-def _keeping(step: Callable[[], None], keep: bool) -> Callable[[], None]:
-    """The step with `keep_freed_memory` as its side has it: ours trains so, transformers documents nothing of the kind."""
-
-    def kept() -> None:
-        keep_freed_memory(keep)
-        step()
-
-    return kept

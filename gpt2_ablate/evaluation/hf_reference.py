@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,9 @@ from torch import Tensor
 
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.model import GPT2, GPT2Config
-from gpt2_ablate.weights import load_pretrained
+from gpt2_ablate.weights import export_huggingface, load_pretrained
+from gpt2_ablate.weights.hf_architectures import ARCHITECTURES
 from gpt2_ablate.weights.hub import fetch, hub_name
-
-# Our names and transformers'. Written down again, so that `weights/hf_architectures.py` is verified too.
-NAMES = (
-    (r"^embedding\.", "transformer.wte."),
-    (r"^positions\.table\.", "transformer.wpe."),
-    (r"^norm\.", "transformer.ln_f."),
-    (r"^blocks\.", "transformer.h."),
-    (r"norm_([12])\.", r"ln_\1."),
-    (r"attention\.qkv\.", "attn.c_attn."),
-    (r"attention\.output\.", "attn.c_proj."),
-    (r"mlp\.input\.", "mlp.c_fc."),
-    (r"mlp\.output\.", "mlp.c_proj."),
-)
 
 
 @dataclass(frozen=True)
@@ -37,14 +24,12 @@ class Pair:
     Attributes:
         weights: where they come from.
         reference: transformers' GPT2LMHeadModel.
-        original: whether they are the released 124M weights, as far as their source and sizes say.
-        why_not_original: if they are not, the reason.
+        why_not_original: why they are not the released 124M weights; empty if they are, as far as source and sizes say.
     """
 
     weights: str
     model: GPT2
     reference: Any
-    original: bool = False
     why_not_original: str = "weights not present"
 
 
@@ -58,25 +43,15 @@ def open_pair(source: str | None = None, random_sizes: dict[str, int] | None = N
     Raises:
         UserError: transformers is not installed, or `source` cannot be loaded or is no GPT-2.
     """
-    transformers = _transformers()
+    _transformers()
     source = source or _present()
     if source is None:
         return random_pair(random_sizes)
     model = load_pretrained(source)
     _require_gpt2(model.config, source)
     folder = _hf_folder(source)
-    if folder is None:
-        reference = reference_of(model)
-    else:
-        try:
-            reference = transformers.GPT2LMHeadModel.from_pretrained(
-                folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
-            ).eval()
-        except Exception as error:  # of many kinds, for a config.json that we can read
-            reason = " ".join(str(error).split())
-            raise UserError(f"{folder}: transformers cannot open it ({reason}); mend its config.json") from error
-    reason = _why_not_original(model.config, source)
-    return Pair(source, model, reference, original=not reason, why_not_original=reason)
+    reference = reference_of(model) if folder is None else _open(folder)
+    return Pair(source, model, reference, _why_not_original(model.config, source))
 
 
 def random_pair(sizes: dict[str, int] | None = None, seed: int = 0) -> Pair:
@@ -98,27 +73,22 @@ def random_pair(sizes: dict[str, int] | None = None, seed: int = 0) -> Pair:
             p.copy_(std * noise if p.ndim > 1 else float(p.mean().round()) + 0.1 * noise)  # norms start at 1, biases at 0
     with tempfile.TemporaryDirectory() as folder:
         reference.save_pretrained(folder)
-        model = load_pretrained(folder)
-    return Pair(f"random, seed {seed}, made by transformers", model, reference)
+        return Pair(f"random, seed {seed}, made by transformers", load_pretrained(folder), reference)
 
 
 def reference_of(model: GPT2) -> Any:
-    """transformers' GPT2LMHeadModel with the weights of `model`."""
-    transformers = _transformers()
-    c = model.config
-    sizes = dict(vocab_size=c.vocab_size, n_positions=c.block_size, n_layer=c.n_layer, n_head=c.n_head, n_embd=c.n_embd)
-    reference = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, attn_implementation="eager"))
-    reference.load_state_dict(renamed(dict(model.named_parameters())), strict=False)  # all but the tied head
-    return reference.eval()
+    """transformers' GPT2LMHeadModel with the weights of `model`, by way of an export."""
+    with tempfile.TemporaryDirectory() as folder:
+        export_huggingface(model, folder)
+        return _open(Path(folder))
 
 
-def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def renamed(tensors: dict[str, Tensor], config: GPT2Config) -> dict[str, Tensor]:
     """Tensors by our names -> by transformers' names, projections transposed to its [in, out]."""
-    result = {}
+    gpt2, result = ARCHITECTURES["gpt2"], {}
     for name, tensor in tensors.items():
-        for pattern, replacement in NAMES:
-            name = re.sub(pattern, replacement, name)
-        result[name] = tensor.t() if re.search(r"c_(attn|proj|fc)\.weight$", name) else tensor
+        place = gpt2.place(name, tuple(tensor.shape), config)
+        result[gpt2.prefix + place.names[0]] = tensor.t() if place.transposed else tensor
     return result
 
 
@@ -130,6 +100,15 @@ def _transformers() -> Any:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return transformers
+
+
+def _open(folder: Path) -> Any:
+    settings = dict(dtype=torch.float32, attn_implementation="eager", local_files_only=True)
+    try:
+        return _transformers().GPT2LMHeadModel.from_pretrained(folder, **settings).eval()
+    except Exception as error:  # of many kinds, for a config.json that we can read
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder}: transformers cannot open it ({reason}); mend its config.json") from error
 
 
 def _present() -> str | None:
@@ -151,7 +130,6 @@ def _hf_folder(source: str) -> Path | None:
 
 
 def _why_not_original(config: GPT2Config, source: str) -> str:
-    """The reason why these are not the released 124M weights; empty if they are, as far as can be told."""
     if config != GPT2Config.preset("gpt2"):
         return "these are not the weights of the 124M model"
     if (Path(source) / "model.json").exists():
@@ -163,9 +141,9 @@ def _why_not_original(config: GPT2Config, source: str) -> str:
 
 def _require_gpt2(config: GPT2Config, source: str) -> None:
     plain = GPT2Config(config.vocab_size, config.block_size, config.n_layer, config.n_head, config.n_embd)
-    if config.kv_heads != config.n_head:
-        raise UserError(f"{source}: n_kv_head: {config.n_kv_head}: is not GPT-2, which verify compares with; give a baseline")
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if field.name not in ("n_kv_head", "dropout", "kernel") and value != getattr(plain, field.name):
+    same_heads = config.kv_heads == config.n_head
+    # Neither dropout nor the kernel makes another function, nor all key/value heads said by their number.
+    own = replace(config, dropout=0.0, kernel="auto", n_kv_head=None if same_heads else config.n_kv_head)
+    for field in fields(own):
+        if (value := getattr(own, field.name)) != getattr(plain, field.name):
             raise UserError(f"{source}: {field.name}: {value}: is not GPT-2, which verify compares with; give a baseline")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 
 from gpt2_ablate.data.tokenizer import load_tokenizer
@@ -23,9 +23,9 @@ from gpt2_ablate.model import GPT2, GPT2Config, generate
 # Parameters of the released models.
 PARAMETERS = {"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200}
 
-# Greedy continuations of the original 124M weights, as the tests of transformers have them: ids, and the same as text.
-DOG = [464, 3290, 373, 1043, 287, 257, 2214, 1474, 262, 16246, 286, 2688, 290, 2688, 27262, 13, 198, 198, 464, 3290]
+# Greedy continuations of the original 124M weights, as the tests of transformers have them.
 PUBLISHED = {
+    "The dog": " was found in a field near the intersection of West and West Streets.\n\nThe dog",
     "Hello, my dog is a little": " bit of a mess. I'm not sure if he's going",
     "Today, I": "'m going to be doing a lot of research on this. I",
 }
@@ -63,8 +63,9 @@ def parameters(pair: Pair) -> Check:
 
 def weights(pair: Pair) -> Check:
     """Every number of every weight tensor."""
-    ours, expected = renamed(dict(pair.model.named_parameters())), dict(pair.reference.named_parameters())
-    wrong = [name for name in sorted(ours.keys() | expected.keys()) if not _same(ours.get(name), expected.get(name))]
+    ours, expected = renamed(dict(pair.model.named_parameters()), pair.model.config), dict(pair.reference.named_parameters())
+    missing = ours.keys() ^ expected.keys()
+    wrong = sorted(missing | {name for name in ours.keys() & expected.keys() if not torch.equal(ours[name], expected[name])})
     numbers = sum(p.numel() for p in expected.values())
     found = f"{wrong[0]} and {len(wrong) - 1} more differ" if wrong else "the same"
     return Check("weights", found, f"{len(expected)} tensors, {numbers:,} numbers, bit for bit", not wrong)
@@ -77,15 +78,14 @@ def hidden_states(pair: Pair) -> Check:
     with torch.inference_mode():
         expected = list(pair.reference.transformer(text, output_hidden_states=True).hidden_states)
         # transformers returns no output of the last block, but that of the last norm.
-        after = {"the embeddings": (ours[0], expected[0]), "the last norm": (ours[-1], expected[-1])}
-        after |= {f"block {n + 1}": (ours[n + 1], expected[n + 1]) for n in range(len(expected) - 2)}
-        worst, difference = _worst({place: _relative(a, b) for place, (a, b) in after.items()})
-    return Check(
-        f"hidden states, {text.shape[1]:,} tokens",
+        after = ["the embeddings", *(f"block {n}" for n in range(1, len(expected) - 1)), "the last norm"]
+        del ours[-2]
+        worst, difference = _worst(dict(zip(after, map(_relative, ours, expected), strict=True)))
+    found, wanted = (
         f"{difference:.1e} of the largest, after {worst}",
         f"at most {HIDDEN_LIMIT:.0e} after each of {len(after)} layers",
-        difference <= HIDDEN_LIMIT,
     )
+    return Check(f"hidden states, {text.shape[1]:,} tokens", found, wanted, difference <= HIDDEN_LIMIT)
 
 
 def logits(pair: Pair) -> Check:
@@ -102,37 +102,31 @@ def exact_logits(pair: Pair) -> Check:
     difference = _relative(*_logits(pair, 2))
     for model in (pair.model, pair.reference):
         model.float()  # exact: the weights were fp32 before
-    return Check(
-        "logits, fp64",
-        f"{difference:.1e} of the largest",
-        f"at most {EXACT_LIMIT:.0e}",
-        difference <= EXACT_LIMIT,
-    )
+    found, wanted = f"{difference:.1e} of the largest", f"at most {EXACT_LIMIT:.0e}"
+    return Check("logits, fp64", found, wanted, difference <= EXACT_LIMIT)
 
 
 def gradients(pair: Pair) -> Check:
     """Gradients of the loss with respect to every parameter."""
-    text = _text(pair, 2, _context(pair))
+    text = _text(pair, 2)
     pair.model.loss(text[:, :-1], text[:, 1:]).backward()
     pair.reference(text, labels=text).loss.backward()
-    ours = renamed({name: p.grad for name, p in pair.model.named_parameters() if p.grad is not None})
+    ours = renamed({name: p.grad for name, p in pair.model.named_parameters() if p.grad is not None}, pair.model.config)
     expected = {name: p.grad for name, p in pair.reference.named_parameters()}
     pair.model.zero_grad()
     pair.reference.zero_grad()
     worst, difference = _worst({name: _relative(ours.get(name), gradient) for name, gradient in expected.items()})
-    return Check(
-        "gradients of the loss",
+    found, wanted = (
         f"{difference:.1e} of the largest, in {worst}",
         f"at most {GRADIENT_LIMIT:.0e} in each of {len(expected)} tensors",
-        difference <= GRADIENT_LIMIT,
     )
+    return Check("gradients of the loss", found, wanted, difference <= GRADIENT_LIMIT)
 
 
 def greedy_text(pair: Pair) -> Check:
     """Greedy text of our `generate` and of transformers', each with its own cache."""
     new = min(NEW_TOKENS, pair.model.config.block_size // 2)
-    prompts, end = _text(pair, PROMPTS, 8), pair.model.config.vocab_size - 1
-    prompts = prompts[:, : pair.model.config.block_size - new]
+    prompts, end = _text(pair, PROMPTS, min(8, pair.model.config.block_size - new)), pair.model.config.vocab_size - 1
     ours = generate(pair.model, prompts, new, temperature=0, stop={end})
     expected = pair.reference.generate(
         prompts, attention_mask=torch.ones_like(prompts), do_sample=False, max_new_tokens=new, eos_token_id=end, pad_token_id=end
@@ -143,26 +137,22 @@ def greedy_text(pair: Pair) -> Check:
 
 def published_text(pair: Pair) -> Check:
     """The published greedy text of the released 124M weights."""
-    name, wanted = "published text of the original weights", f"{1 + len(PUBLISHED)} greedy texts to 20 tokens"
-    if not pair.original:
+    name, wanted = "published text of the original weights", f"{len(PUBLISHED)} greedy texts to 20 tokens"
+    if pair.why_not_original:
         return Check(name, f"not checked: {pair.why_not_original}", wanted, None)
     tokenizer = load_tokenizer()
-    texts = [DOG, *(tokenizer.encode_ordinary(prompt + text) for prompt, text in PUBLISHED.items())]
-    prompts = [DOG[:2], *map(tokenizer.encode_ordinary, PUBLISHED)]
-    for prompt, text in zip(prompts, texts, strict=True):
-        found = generate(pair.model, torch.tensor([prompt]), len(text) - len(prompt), temperature=0)[0].tolist()
+    for prompt, continuation in PUBLISHED.items():
+        ids, text = tokenizer.encode_ordinary(prompt), tokenizer.encode_ordinary(prompt + continuation)
+        found = generate(pair.model, torch.tensor([ids]), len(text) - len(ids), temperature=0)[0].tolist()
         if found != text:
             return Check(name, f"{tokenizer.decode(found)!r}", f"{tokenizer.decode(text)!r}", False)
     return Check(name, "the same", wanted, True)
 
 
-def _context(pair: Pair) -> int:
-    return min(TOKENS, pair.model.config.block_size)
-
-
-def _text(pair: Pair, B: int, T: int) -> Tensor:
-    """Random token ids [B, T], always the same."""
-    return torch.randint(pair.model.config.vocab_size, (B, T), generator=torch.Generator().manual_seed(B))
+def _text(pair: Pair, B: int, T: int = TOKENS) -> Tensor:
+    """Random token ids [B, T], always the same; T is at most the model's context."""
+    shape, generator = (B, min(T, pair.model.config.block_size)), torch.Generator().manual_seed(B)
+    return torch.randint(pair.model.config.vocab_size, shape, generator=generator)
 
 
 def _residual_streams(model: GPT2, text: Tensor) -> list[Tensor]:
@@ -181,14 +171,12 @@ def _residual_streams(model: GPT2, text: Tensor) -> list[Tensor]:
 
 def _logits(pair: Pair, B: int) -> tuple[Tensor, Tensor]:
     """Ours and the reference's [B, T, V]."""
-    # Trained weights get a real text: on random tokens their logits are near -100, which fp32 rounds to 1e-5.
-    text = torch.tensor([DOG]) if pair.original else _text(pair, B, _context(pair))
+    text = _text(pair, B)
+    if not pair.why_not_original:
+        # Trained weights get a real text: on random tokens their logits are near -100, which fp32 rounds to 1e-5.
+        text = torch.tensor([load_tokenizer().encode_ordinary("".join(next(iter(PUBLISHED.items()))))])
     with torch.inference_mode():
         return pair.model(text), pair.reference(text).logits
-
-
-def _same(ours: Tensor | None, expected: Tensor | None) -> bool:
-    return ours is not None and expected is not None and torch.equal(ours, expected)
 
 
 def _relative(ours: Tensor | None, expected: Tensor) -> float:
@@ -208,8 +196,6 @@ CHECKS: tuple[Callable[[Pair], Check], ...] = (
     parameters, weights, hidden_states, logits, exact_logits, gradients, greedy_text, published_text,
 )  # fmt: skip
 
-HEADINGS = ("check", "found", "wanted", "")
-
 
 def verify(pair: Pair, console: Console | None = None) -> list[Check]:
     """Run all checks, printing each result as it comes, then a table of them."""
@@ -221,9 +207,7 @@ def verify(pair: Pair, console: Console | None = None) -> list[Check]:
             checks.append(run(pair))
         if not console.is_terminal:
             console.print(f"{n} of {len(CHECKS)}: {checks[-1].name}: {verdict(checks[-1])}", markup=False, soft_wrap=True)
-    table = Table()
-    for heading in HEADINGS:
-        table.add_column(heading, overflow="fold")
+    table = Table(*(Column(heading, overflow="fold") for heading in ("check", "found", "wanted", "")))
     for check in checks:
         table.add_row(*map(escape, (check.name, check.found, check.wanted, verdict(check))))
     console.print(table)

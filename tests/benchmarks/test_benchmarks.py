@@ -20,23 +20,25 @@ class Told(list):
         self.append(text)
 
 
-class TestTurns:
-    def test_everything_has_its_turn_in_every_round(self):
+class TestInterleaving:
+    def test_every_candidate_runs_in_every_round(self):
         order = []
-        seconds = timing.take_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, CPU, rounds=3, warm_up=1)
+        seconds = timing.time_interleaved(
+            {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, CPU, rounds=3, warm_up=1
+        )
         assert order == ["a", "b"] * 4 and {name: len(s) for name, s in seconds.items()} == {"a": 3, "b": 3}
 
     def test_what_takes_longer_is_slower_by_as_much(self, monkeypatch):
         now = [0.0]
 
         def lasting(seconds):
-            def turn():
+            def run():
                 now[0] += seconds
 
-            return turn
+            return run
 
         monkeypatch.setattr("gpt2_ablate.benchmarks.timing.time.perf_counter", lambda: now[0])
-        seconds = timing.take_turns({"fast": lasting(1.0), "slow": lasting(3.0)}, CPU, rounds=5)
+        seconds = timing.time_interleaved({"fast": lasting(1.0), "slow": lasting(3.0)}, CPU, rounds=5)
         assert seconds == {"fast": 5 * [1.0], "slow": 5 * [3.0]}
         assert timing.ratio(seconds["fast"], seconds["slow"])["median"] == 3.0
 
@@ -49,7 +51,7 @@ class TestTurns:
 
 
 @pytest.mark.parametrize("fields", [TINY, ROTARY], ids=["gpt2", "starcoder2"])
-class TestTheOtherSide:
+class TestTheBaseline:
     def test_it_is_the_same_size(self, fields):
         config = GPT2Config(**fields)
         ours = {tuple(sorted(p.shape)) for p in GPT2(config).parameters()}
@@ -92,7 +94,7 @@ def test_a_quadratic_cost_has_the_exponent_2():
 
 
 def test_the_cache_is_counted_by_variant_and_context():
-    found = decoding.by_context({"baseline": TINY, "both": ROTARY}, [16, 32], 3, "float32", 2, "cpu", Told())
+    found = decoding.by_context({"baseline": TINY, "both": ROTARY}, [16, 32], 3, 2, "cpu", Told())
     assert all(in_order(row[c]) for row in found.values() for c in ("16", "32"))
     assert found["both"]["32"]["cache_bytes"] == found["both"]["16"]["cache_bytes"] < found["baseline"]["16"]["cache_bytes"]
 

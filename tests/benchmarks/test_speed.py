@@ -8,7 +8,8 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 import torch
 
-from gpt2_ablate.benchmarks.speed import decoding_speed, training_memory, training_speed
+from gpt2_ablate.benchmarks.training import peak_memory, training_step
+from gpt2_ablate.benchmarks.variants import decoding_speed, training_speed
 from gpt2_ablate.model import GPT2, GPT2Config
 
 SMALL = dict(vocab_size=97, block_size=48, n_layer=1, n_head=2, n_embd=16)
@@ -22,10 +23,13 @@ CONFIGS = {
 
 
 def measured(what, configs):
-    rounds = []
+    """The metrics of each, without the "training_" or "decoding_" in front; and what was told."""
+    told = []
     if what == "training":
-        return training_speed(configs, 2, "32-true", CPU, lambda n, of: rounds.append((n, of))), rounds
-    return decoding_speed(configs, CPU, lambda n, of: rounds.append((n, of))), rounds
+        found = training_speed(configs, 2, "32-true", CPU, told.append)
+    else:
+        found = decoding_speed(configs, CPU, told.append)
+    return {name: {key.removeprefix(f"{what}_"): value for key, value in own.items()} for name, own in found.items()}, told
 
 
 @pytest.fixture(scope="module", params=["training", "decoding"])
@@ -34,12 +38,12 @@ def all_measured(request):
 
 
 def test_speeds_are_positive_and_in_order(all_measured):
-    found, rounds = all_measured
+    found, told = all_measured
     assert list(found) == list(CONFIGS)
     for speed in found.values():
         assert 0 < speed["tokens_per_second_low"] <= speed["tokens_per_second"] <= speed["tokens_per_second_high"]
         assert 0 < speed["speed_ratio_low"] <= speed["speed_ratio"] <= speed["speed_ratio_high"]
-    assert rounds == [(n, len(rounds)) for n in range(1, len(rounds) + 1)]
+    assert [text.partition("speed, ")[2] for text in told] == [f"round {n + 1}/{len(told)}" for n in range(len(told))]
 
 
 def test_the_baseline_is_compared_with_itself(all_measured):
@@ -70,15 +74,19 @@ def test_a_ratio_is_the_median_of_those_of_the_rounds(monkeypatch):
 
 @pytest.mark.parametrize(("block_size", "generated"), [(48, 32), (8, 7)], ids=["long", "shorter than what is decoded"])
 def test_decoding_counts_the_tokens_that_it_generates(monkeypatch, block_size, generated):
-    """Every turn takes a second by this clock."""
+    """Every measurement takes a second by this clock."""
     clock = itertools.count()
     monkeypatch.setattr("gpt2_ablate.benchmarks.timing.time.perf_counter", lambda: float(next(clock)))
-    found = decoding_speed({"baseline": GPT2Config(**{**SMALL, "block_size": block_size})}, CPU, lambda n, of: None)
+    found, _ = measured("decoding", {"baseline": GPT2Config(**{**SMALL, "block_size": block_size})})
     assert found["baseline"]["tokens_per_second"] == generated
+
+
+def peak_of_training():
+    return peak_memory(lambda: training_step(CONFIGS["large"], 2, "32-true", CPU), CPU)["added"]
 
 
 def test_memory_holds_weights_gradients_and_averages():
     """In a fresh process, as the docstring says."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
-        found = fresh.submit(training_memory, CONFIGS["large"], 2, "32-true", CPU).result()
+        found = fresh.submit(peak_of_training).result()
     assert found > 4 * 4 * sum(p.numel() for p in GPT2(CONFIGS["large"]).parameters())

@@ -5,10 +5,9 @@ import math
 
 import pytest
 import torch
-import transformers
 
 from gpt2_ablate.data.tokenizer import load_tokenizer
-from gpt2_ablate.evaluation.hf_reference import renamed
+from gpt2_ablate.evaluation.hf_reference import reference_of
 from gpt2_ablate.evaluation.lambada import encode, read_passages, score_passages
 from gpt2_ablate.model import GPT2, GPT2Config
 
@@ -27,10 +26,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def reference(model):
-    config = transformers.GPT2Config(vocab_size=V, n_positions=T, n_layer=2, n_head=2, n_embd=16)
-    made = transformers.GPT2LMHeadModel(config).eval()
-    made.load_state_dict(renamed(dict(model.named_parameters())), strict=False)
-    return made
+    return reference_of(model)
 
 
 @torch.no_grad()

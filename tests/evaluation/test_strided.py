@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from gpt2_ablate.evaluation.hf_reference import renamed
+from gpt2_ablate.evaluation.hf_reference import reference_of
 from gpt2_ablate.evaluation.strided import TextScore, read_text, score_text, strided_loss
 from gpt2_ablate.model import GPT2, GPT2Config
 from gpt2_ablate.weights import export_huggingface
@@ -34,13 +34,7 @@ def documented(model, ids, max_length, stride):
     The documentation takes one from each window's labels, because the model's own shift drops one; in all windows but the
     first that one does not count anyway.
     """
-    c = model.config
-    config = transformers.GPT2Config(
-        vocab_size=c.vocab_size, n_positions=c.block_size, n_layer=c.n_layer, n_head=c.n_head, n_embd=c.n_embd
-    )
-    reference = transformers.GPT2LMHeadModel(config).eval()
-    reference.load_state_dict(renamed(dict(model.named_parameters())), strict=False)
-    return documented_of(reference, ids, max_length, stride)
+    return documented_of(reference_of(model), ids, max_length, stride)
 
 
 def documented_of(reference, ids, max_length, stride):
