@@ -13,7 +13,8 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,18 @@ MAPPED_BYTES = 2**25  # of a mapped file that may lie in memory beside the model
 CHECKSUMS = "sha256"  # key of the metadata: JSON, name -> digest of the tensor's bytes
 
 _ADVICE = "fetch or write it anew, or give another file"
+
+
+@contextmanager
+def _reading(what: str, *errors: type[Exception], problem: str = "cannot be read") -> Iterator[None]:
+    """What goes wrong in these ways becomes one line about `what`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except errors as error:
+        text = str(error).strip() or type(error).__name__
+        raise UserError(f"{what}: {problem} ({text.splitlines()[0].rstrip('.: ')}); {_ADVICE}") from error
 
 
 @dataclass(frozen=True)
@@ -79,46 +92,33 @@ def open_tensors(file: Path) -> Tensors:
 
 def _check_blob(file: Path) -> None:
     """In the cache of the hub a large file's real name is its sha256."""
-    try:
+    with _reading(f"{file}", OSError):
         blob = file.resolve()
         if file.is_symlink() and re.fullmatch("[0-9a-f]{64}", blob.name):
             with blob.open("rb") as opened:
                 if hashlib.file_digest(opened, "sha256").hexdigest() != blob.name:
                     raise UserError(f"{file}: is damaged, its sha256 is not {blob.name}; delete {blob} and fetch it anew")
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({_line(error)}); {_ADVICE}") from error
 
 
 def open_safetensors(file: Path) -> Tensors:
     """A .safetensors file."""
-    try:
+    with _reading(f"{file}", OSError, SafetensorError):
         opened = safe_open(file, framework="pt", backend="pread")  # read, not mapped: the memory is the tensor's own
         shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-        digests = _digests(file, opened.metadata())
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: cannot be read ({_line(error)}); {_ADVICE}") from error
+        checksums = (opened.metadata() or {}).get(CHECKSUMS)
+    try:
+        digests = None if checksums is None else dict(json.loads(checksums).items())
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{file}: is damaged, {CHECKSUMS} in its metadata is no list of checksums; {_ADVICE}") from error
 
     def read(name: str) -> Tensor:
-        try:
+        with _reading(f"{file}: {name}", OSError, SafetensorError):
             tensor = opened.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{file}: {name}: cannot be read ({_line(error)}); {_ADVICE}") from error
         if digests is not None and digests.get(name) != _digest(tensor):
             raise UserError(f"{file}: {name}: is damaged, its sha256 is not the one in the file's metadata; {_ADVICE}")
         return tensor
 
     return Tensors(file, shapes, read, own=True)
-
-
-def _digests(file: Path, metadata: dict[str, str] | None) -> dict[str, str] | None:
-    """name -> digest, if the file has checksums."""
-    text = (metadata or {}).get(CHECKSUMS)
-    if text is None:
-        return None
-    try:
-        return dict(json.loads(text).items())
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{file}: is damaged, {CHECKSUMS} in its metadata is no list of checksums; {_ADVICE}") from error
 
 
 def open_pickle(file: Path) -> Tensors:
@@ -145,16 +145,14 @@ def open_pickle(file: Path) -> Tensors:
 
 def _is_whole_zip(file: Path) -> bool:
     """Whether this is a zip file, whose checksums are compared, and not the older format, which has none."""
-    try:
-        if not zipfile.is_zipfile(file):
-            return False
-        with zipfile.ZipFile(file) as opened:
-            damaged = opened.testzip()
-    except Exception as error:  # of a broken table of contents zipfile says so in many ways
-        raise UserError(f"{file}: is damaged ({_line(error)}); {_ADVICE}") from error
-    if damaged is not None:
-        raise UserError(f"{file}: is damaged, the checksum of {damaged} in it is another; {_ADVICE}")
-    return True
+    with _reading(f"{file}", Exception, problem="is damaged"):  # of a broken table of contents zipfile says so in many ways
+        is_zip = zipfile.is_zipfile(file)
+        if is_zip:
+            with zipfile.ZipFile(file) as opened:
+                damaged = opened.testzip()
+            if damaged is not None:
+                raise UserError(f"{file}: is damaged, the checksum of {damaged} in it is another; {_ADVICE}")
+    return is_zip
 
 
 def _load_pickle(file: Path, mapped: bool) -> dict[str, Tensor]:
@@ -172,13 +170,12 @@ def _load_pickle(file: Path, mapped: bool) -> dict[str, Tensor]:
 
 def open_shards(index: Path) -> Tensors:
     """The shards that an index (model.safetensors.index.json, pytorch_model.bin.index.json) lists."""
-    try:
+    broken = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+    with _reading(f"{index}", *broken, problem="is not an index of shards"):
         shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(shard_of.values()))
         if any(Path(name).name != name or name.endswith(".index.json") for name in names):
             raise ValueError("a shard outside of its folder, or another index")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{index}: is not an index of shards ({_line(error)}); {_ADVICE}") from error
     for name in names:
         if not (index.parent / name).is_file():
             raise UserError(f"{index}: the shard {name} that it lists is not there; put it beside the index")
@@ -200,24 +197,19 @@ def open_tensorflow(folder: Path) -> Tensors:
             f"{folder}: is a TensorFlow checkpoint, which TensorFlow reads; install it (pip install tensorflow), "
             "or give the same weights as .safetensors"
         ) from error
-    try:
+    with _reading(f"{folder}", Exception):  # TensorFlow's errors are not known without importing more of it
         reader = load_checkpoint(str(folder))
-        variables = {_tensorflow_name(v): (v, shape) for v, shape in reader.get_variable_to_shape_map().items()}
-    except Exception as error:  # TensorFlow's errors are not known without importing more of it
-        raise UserError(f"{folder}: cannot be read ({_line(error)}); {_ADVICE}") from error
-    shapes = {name: tuple(shape[1:] if _is_projection(v) else shape) for name, (v, shape) in variables.items()}
+        shape_of = reader.get_variable_to_shape_map()
+    variables = {_tensorflow_name(variable): variable for variable in shape_of}
+    # A projection is a convolution over one token, [1, in, out].
+    shapes = {name: tuple(shape_of[v][1:] if v.endswith("/w") else shape_of[v]) for name, v in variables.items()}
 
     def read(name: str) -> Tensor:
-        try:
-            return torch.from_numpy(reader.get_tensor(variables[name][0])).reshape(shapes[name])
-        except Exception as error:
-            raise UserError(f"{folder}: {name}: cannot be read ({_line(error)}); {_ADVICE}") from error
+        with _reading(f"{folder}: {name}", Exception):
+            tensor = reader.get_tensor(variables[name])
+        return torch.from_numpy(tensor).reshape(shapes[name])
 
     return Tensors(folder, shapes, read)
-
-
-def _is_projection(variable: str) -> bool:
-    return variable.endswith("/w")  # [1, in, out], a convolution over one token
 
 
 def _tensorflow_name(variable: str) -> str:
@@ -225,9 +217,3 @@ def _tensorflow_name(variable: str) -> str:
     name = re.sub(r"^h(\d+)/", r"h/\1/", variable.removeprefix("model/"))
     name = re.sub(r"/(w|g)$", "/weight", re.sub(r"/b$", "/bias", name)).replace("/", ".")
     return f"{name}.weight" if name in ("wte", "wpe") else name
-
-
-def _line(error: Exception) -> str:
-    """The first line of an error's message, without a closing stop."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".: ")
