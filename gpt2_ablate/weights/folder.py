@@ -9,7 +9,7 @@ from gpt2_ablate.errors import UserError
 from gpt2_ablate.model import GPT2, GPT2Config
 from gpt2_ablate.model.parts import part_files
 from gpt2_ablate.utils.io import new_folder, read_json, whole
-from gpt2_ablate.weights.build import check_layers, check_numbers, empty_model, fill
+from gpt2_ablate.weights.build import check_layers, empty_model, read_weights
 from gpt2_ablate.weights.tensor_files import open_tensors, save_tensors
 
 CONFIG, WEIGHTS = "model.json", "model.safetensors"
@@ -64,12 +64,4 @@ def load_model(folder: Path) -> GPT2:
         model = empty_model(GPT2Config(**fields))
     except (ValueError, TypeError) as error:
         raise UserError(f"{config}: is no configuration of a model ({error}); train it again, or give another folder") from error
-    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    for name in sorted(wanted.keys() | tensors.shapes.keys()):
-        shapes = [list(of[name]) if name in of else "none" for of in (tensors.shapes, wanted)]
-        if shapes[0] != shapes[1]:
-            raise UserError(
-                f"{weights}: {name}: has the shape {shapes[0]} where model.json asks for {shapes[1]}; "
-                "the two do not belong together"
-            )
-    return fill(model, lambda name, weight: weight.copy_(check_numbers(tensors.read(name), weights, name)))
+    return read_weights(model, tensors, {name: name for name in tensors.shapes}, CONFIG)

@@ -138,17 +138,18 @@ def _write_starcoder2(config: GPT2Config) -> Settings:
     return {"num_key_value_heads": config.kv_heads, "sliding_window": window, "rope_parameters": rope, "rope_theta": base}
 
 
-GPT2_NAMES = {
-    "embedding": "wte",
-    "positions.table": "wpe",
-    "blocks.N.norm_1": "h.N.ln_1",
-    "blocks.N.attention.qkv": "h.N.attn.c_attn",
-    "blocks.N.attention.output": "h.N.attn.c_proj",
-    "blocks.N.norm_2": "h.N.ln_2",
-    "blocks.N.mlp.input": "h.N.mlp.c_fc",
-    "blocks.N.mlp.output": "h.N.mlp.c_proj",
-    "norm": "ln_f",
+NAMES = {  # ours: GPT-2's, Starcoder2's
+    "embedding": ("wte", "embed_tokens"),
+    "positions.table": ("wpe", "-"),
+    "blocks.N.norm_1": ("h.N.ln_1", "layers.N.input_layernorm"),
+    "blocks.N.attention.qkv": ("h.N.attn.c_attn", "layers.N.self_attn.?_proj"),
+    "blocks.N.attention.output": ("h.N.attn.c_proj", "layers.N.self_attn.o_proj"),
+    "blocks.N.norm_2": ("h.N.ln_2", "layers.N.post_attention_layernorm"),
+    "blocks.N.mlp.input": ("h.N.mlp.c_fc", "layers.N.mlp.c_fc"),
+    "blocks.N.mlp.output": ("h.N.mlp.c_proj", "layers.N.mlp.c_proj"),
+    "norm": ("ln_f", "norm"),
 }
+GPT2_NAMES, STARCODER2_NAMES = ({ours: theirs[n] for ours, theirs in NAMES.items()} for n in range(2))
 GPT2_SIZES = {
     "vocab_size": "vocab_size", "block_size": "n_positions", "n_embd": "n_embd", "n_layer": "n_layer", "n_head": "n_head",
 }  # fmt: skip
@@ -157,16 +158,6 @@ GPT2_CONSTANTS: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,), "layer_norm_epsilon": (1e-5,),
 }  # fmt: skip
 GPT2_DROPOUT = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
-STARCODER2_NAMES = {
-    "embedding": "embed_tokens",
-    "blocks.N.norm_1": "layers.N.input_layernorm",
-    "blocks.N.attention.qkv": "layers.N.self_attn.?_proj",
-    "blocks.N.attention.output": "layers.N.self_attn.o_proj",
-    "blocks.N.norm_2": "layers.N.post_attention_layernorm",
-    "blocks.N.mlp.input": "layers.N.mlp.c_fc",
-    "blocks.N.mlp.output": "layers.N.mlp.c_proj",
-    "norm": "norm",
-}
 STARCODER2_SIZES = {
     "vocab_size": "vocab_size", "block_size": "max_position_embeddings", "n_layer": "num_hidden_layers",
     "n_head": "num_attention_heads", "n_embd": "hidden_size", "n_kv_head": "num_key_value_heads",

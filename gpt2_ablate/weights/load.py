@@ -7,16 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.model import GPT2
 from gpt2_ablate.utils.io import read_json
 from gpt2_ablate.weights import hub
-from gpt2_ablate.weights.build import check_layers, check_numbers, empty_model, fill
+from gpt2_ablate.weights.build import check_layers, empty_model, read_weights
 from gpt2_ablate.weights.folder import CONFIG, load_model
-from gpt2_ablate.weights.hf_architectures import ARCHITECTURES, Architecture
+from gpt2_ablate.weights.hf_architectures import ARCHITECTURES
 from gpt2_ablate.weights.tensor_files import Tensors, open_tensors
 
 HEAD_DIM = 64  # of every released GPT-2
@@ -103,10 +100,15 @@ def _load_file(file: Path) -> GPT2:
     try:
         for key in ("n_layer", "num_hidden_layers"):
             check_layers(settings.get(key), len(tensors.shapes))
-        model = empty_model(architecture.read(settings))
+        config = architecture.read(settings)
+        model = empty_model(config)
     except (UserError, TypeError) as error:  # TypeError: words where numbers should be
         raise UserError(f"{config_file}: {error}") from error
-    return _fill(model, architecture, tensors, stored_as)
+    weights = {name: full for name, full in stored_as.items() if not re.fullmatch(CONSTANTS, name)}
+    described_by = "GPT-2" if config_file == file else config_file.name
+    return read_weights(
+        model, tensors, weights, described_by, lambda name, weight: architecture.pieces(name, weight, config), HEAD
+    )
 
 
 def _infer_sizes(tensors: Tensors, stored_as: dict[str, str]) -> dict[str, Any]:
@@ -126,43 +128,3 @@ def _infer_sizes(tensors: Tensors, stored_as: dict[str, str]) -> dict[str, Any]:
     layers = {int(number) for name in stored_as for number in re.findall(r"^h\.(\d+)\.", name)}
     return {"vocab_size": vocab_size, "n_positions": n_positions, "n_embd": n_embd, "n_head": n_embd // HEAD_DIM,
             "n_layer": max(layers, default=-1) + 1}  # fmt: skip
-
-
-def _fill(model: GPT2, architecture: Architecture, tensors: Tensors, stored_as: dict[str, str]) -> GPT2:
-    unused = {name for name in stored_as if not re.fullmatch(CONSTANTS, name)}
-
-    def read(name: str, shape: tuple[int, ...]) -> Tensor:
-        unused.discard(name)
-        found = tensors.shapes[stored_as[name]] if name in stored_as else None
-        if found != shape:
-            raise UserError(
-                f"{tensors.where}: {name}: {f'has the shape {list(found)}' if found is not None else 'is missing'}; "
-                f"a {architecture.model_type} of this configuration has {list(shape)} there"
-            )
-        return check_numbers(tensors.read(stored_as[name]), tensors.where, name)
-
-    def write(name: str, weight: Tensor) -> None:
-        for piece_name, piece in architecture.pieces(name, weight, model.config).items():
-            found = read(piece_name, tuple(piece.shape))
-            # The embedding, the largest weight, has its numbers without a copy if it can keep the memory that was read. Only
-            # the head may share that memory, and is not kept: all other weights are copied.
-            whole = found.is_contiguous() and found.untyped_storage().nbytes() == weight.nbytes
-            if name == "embedding.weight" and tensors.own and whole and found.dtype == weight.dtype:
-                weight.set_(found)  # type: ignore[call-overload]
-            else:
-                piece.copy_(found)
-        if name == "embedding.weight" and HEAD in stored_as:
-            head = read(HEAD, tuple(weight.shape))
-            if not torch.equal(weight.to(head.dtype), head):
-                raise UserError(
-                    f"{tensors.where}: {HEAD}: differs from the token embedding; GPT-2 has one matrix for both, and a model "
-                    "with two is another architecture"
-                )
-
-    fill(model, write)
-    if unused:
-        raise UserError(
-            f"{tensors.where}: {min(unused)}: is no tensor of a {architecture.model_type} with {model.config.n_layer} layers; "
-            "the weights are another model's"
-        )
-    return model

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from gpt2_ablate.errors import UserError
 
-MAPPED_BYTES = 2**25  # of a mapped file that may lie in memory beside the model
 CHECKSUMS = "sha256"  # key of the metadata: JSON, name -> digest of the tensor's bytes
 
 _ADVICE = "fetch or write it anew, or give another file"
@@ -50,14 +49,12 @@ class Tensors:
     Attributes:
         where: the file or folder, for messages.
         shapes: of each tensor by its name.
-        read: name -> that tensor in the number format of the file, once: to be copied from and let go.
-        own: a tensor that was read need not be let go: its memory is not the file's, but may be shared with other tensors.
+        read: name -> that tensor in the number format of the file, once, in memory that other tensors may share.
     """
 
     where: Path
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], Tensor]
-    own: bool = False
 
 
 def save_tensors(tensors: dict[str, Tensor], file: Path, **metadata: str) -> None:
@@ -118,54 +115,32 @@ def open_safetensors(file: Path) -> Tensors:
             raise UserError(f"{file}: {name}: is damaged, its sha256 is not the one in the file's metadata; {_ADVICE}")
         return tensor
 
-    return Tensors(file, shapes, read, own=True)
+    return Tensors(file, shapes, read)
 
 
 def open_pickle(file: Path) -> Tensors:
     """A state dict written by `torch.save`; one that holds more than numbers is refused unread.
 
-    It is mapped, not read whole. Only files older than torch 1.6 cannot be mapped: each of their tensors is handed out once.
+    All of it is in memory, and each tensor leaves when it is read.
     """
-    mapped = _is_whole_zip(file)
-    tensors = _load_pickle(file, mapped)
-    shapes = {name: tuple(x.shape) for name, x in tensors.items()}
-    touched = 0
-
-    def read(name: str) -> Tensor:
-        nonlocal tensors, touched
-        tensors = tensors or _load_pickle(file, mapped)
-        tensor = tensors.pop(name)
-        touched += tensor.numel() * tensor.itemsize
-        if mapped and touched > MAPPED_BYTES:  # the pages that have been read go with the mapping, and that with its last tensor
-            tensors, touched = {}, 0
-        return tensor
-
-    return Tensors(file, shapes, read, own=not mapped)
-
-
-def _is_whole_zip(file: Path) -> bool:
-    """Whether this is a zip file, whose checksums are compared, and not the older format, which has none."""
     with _reading(f"{file}", Exception, problem="is damaged"):  # of a broken table of contents zipfile says so in many ways
-        is_zip = zipfile.is_zipfile(file)
-        if is_zip:
+        damaged = None
+        if zipfile.is_zipfile(file):  # as files have been since torch 1.6; those before have no checksums
             with zipfile.ZipFile(file) as opened:
                 damaged = opened.testzip()
-            if damaged is not None:
-                raise UserError(f"{file}: is damaged, the checksum of {damaged} in it is another; {_ADVICE}")
-    return is_zip
-
-
-def _load_pickle(file: Path, mapped: bool) -> dict[str, Tensor]:
+    if damaged is not None:
+        raise UserError(f"{file}: is damaged, the checksum of {damaged} in it is another; {_ADVICE}")
     try:
         with warnings.catch_warnings(action="ignore"):  # of what is refused below
-            tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{file}: holds more than numbers, or is damaged, and is not run; give a .safetensors file") from error
     except Exception as error:  # torch names a broken file by half a dozen exceptions, not all of them telling
         raise UserError(f"{file}: is not a file of tensors ({type(error).__name__}); {_ADVICE}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(x, Tensor) and not x.is_nested for x in tensors.values()):
+    if not isinstance(loaded, dict) or not all(isinstance(x, Tensor) and not x.is_nested for x in loaded.values()):
         raise UserError(f"{file}: is not a state dict, a mapping from names to tensors; save model.state_dict() and give that")
-    return {str(name): x.detach() for name, x in tensors.items()}
+    tensors = {str(name): x.detach() for name, x in loaded.items()}
+    return Tensors(file, {name: tuple(x.shape) for name, x in tensors.items()}, tensors.pop)
 
 
 def open_shards(index: Path) -> Tensors:
@@ -184,8 +159,7 @@ def open_shards(index: Path) -> Tensors:
         if tensor not in shards[shard].shapes:
             raise UserError(f"{index}: {tensor}: is not in {shard}, where the index has it; {_ADVICE}")
     shapes = {tensor: shards[shard].shapes[tensor] for tensor, shard in shard_of.items()}
-    own = all(shard.own for shard in shards.values())
-    return Tensors(index, shapes, lambda tensor: shards[shard_of[tensor]].read(tensor), own)
+    return Tensors(index, shapes, lambda tensor: shards[shard_of[tensor]].read(tensor))
 
 
 def open_tensorflow(folder: Path) -> Tensors:
@@ -206,8 +180,8 @@ def open_tensorflow(folder: Path) -> Tensors:
 
     def read(name: str) -> Tensor:
         with _reading(f"{folder}: {name}", Exception):
-            tensor = reader.get_tensor(variables[name])
-        return torch.from_numpy(tensor).reshape(shapes[name])
+            tensor = torch.tensor(reader.get_tensor(variables[name]))
+        return tensor.reshape(shapes[name])
 
     return Tensors(folder, shapes, read)
 
