@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.data import Dataset, IterableDataset
 
 from gpt2_ablate.data.tokenizer import END_OF_TEXT_ID
@@ -21,11 +23,6 @@ def number_documents(input_ids: Tensor) -> Tensor:
     """[B, T] -> [B, T]: the number of each token's document, counted from 0 in each window; <|endoftext|> ends a document."""
     ends = input_ids == END_OF_TEXT_ID
     return ends.cumsum(1) - ends.long()
-
-
-def with_documents(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """(input_ids, targets) -> (input_ids, targets, documents)."""
-    return *batch, number_documents(batch[0])
 
 
 class TrainingBatches(IterableDataset):
@@ -90,19 +87,15 @@ class EvaluationBatches(Dataset):
                 f"give less than that, or a longer corpus"
             )
         self.ids, self.block_size, self.batch_size = ids, block_size, batch_size
-        self.windows = -(-(len(ids) - 1) // block_size)
 
     def __len__(self) -> int:
-        return -(-self.windows // self.batch_size)
+        return math.ceil((len(self.ids) - 1) / (self.block_size * self.batch_size))
 
     def __getitem__(self, n: int) -> tuple[Tensor, Tensor]:
         if not 0 <= n < len(self):
             raise IndexError(n)
-        T = self.block_size
-        windows = range(n * self.batch_size, min((n + 1) * self.batch_size, self.windows))
-        inputs = torch.zeros(len(windows), T, dtype=torch.long)
-        targets = torch.full((len(windows), T), IGNORED, dtype=torch.long)
-        for b, window in enumerate(windows):
-            text = torch.from_numpy(self.ids[window * T : (window + 1) * T + 1].astype(np.int64))
-            inputs[b, : len(text) - 1], targets[b, : len(text) - 1] = text[:-1], text[1:]
-        return inputs, targets
+        size = self.batch_size * self.block_size
+        text = torch.from_numpy(self.ids[n * size : (n + 1) * size + 1].astype(np.int64))
+        missing = (0, -(len(text) - 1) % self.block_size)
+        inputs, targets = pad(text[:-1], missing), pad(text[1:], missing, value=IGNORED)
+        return inputs.view(-1, self.block_size), targets.view(-1, self.block_size)

@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from gpt2_ablate.data.batches import EvaluationBatches, TrainingBatches, with_documents
+from gpt2_ablate.data.batches import EvaluationBatches, TrainingBatches, number_documents
 from gpt2_ablate.data.corpora import open_corpus
 from gpt2_ablate.data.tokens import Tokens, tokenise
 from gpt2_ablate.errors import UserError
@@ -86,7 +86,7 @@ class TextData(LightningDataModule):
 
     def _loader(self, batches: TrainingBatches | EvaluationBatches, pinned: bool = False) -> DataLoader:
         # Our items are batches already: without a batch size torch passes each to collate_fn as it is.
-        collate: Any = with_documents if self.separate_documents else None
+        collate: Any = (lambda batch: (*batch, number_documents(batch[0]))) if self.separate_documents else None
         return DataLoader(batches, batch_size=None, collate_fn=collate, pin_memory=pinned)
 
     @property

