@@ -96,6 +96,16 @@ from gpt2_ablate.model.embedding import TiedEmbedding
 from gpt2_ablate.model.layers import MLP
 
 
+class parts(MLP):
+    def forward(self, x):
+        return super().forward(x)[..., :-1]
+
+
+class repeatable(MLP):
+    def forward(self, x):
+        return super().forward(x + 0.01 * torch.randn_like(x))
+
+
 class shape(TiedEmbedding):
     def logits(self, hidden):
         return super().logits(hidden)[..., :-1]

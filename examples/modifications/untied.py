@@ -3,9 +3,7 @@
 from torch import Tensor
 
 from gpt2_ablate.model.config import GPT2Config
-from gpt2_ablate.model.context import ForwardContext
 from gpt2_ablate.model.embedding import TiedEmbedding
-from gpt2_ablate.ops.cross_entropy import linear_cross_entropy
 from gpt2_ablate.ops.linear import Linear
 
 
@@ -14,10 +12,7 @@ class UntiedHead(TiedEmbedding):
 
     def __init__(self, config: GPT2Config):
         super().__init__(config)
-        self.head = Linear(config.n_embd, config.vocab_size, bias=False)
+        self.output = Linear(config.n_embd, config.vocab_size, bias=False)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.head(hidden)
-
-    def loss(self, hidden: Tensor, targets: Tensor, context: ForwardContext | None = None) -> Tensor:
-        return linear_cross_entropy(hidden.flatten(0, -2), self.head.weight, targets.flatten())  # never holds all logits
+    def head(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return hidden, self.output.weight

@@ -6,14 +6,17 @@ are large enough to matter (`small_model`).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt2_ablate.model import GPT2, GPT2Config, KVCache
+from gpt2_ablate.model.parts import resolve
 
 TOKENS = 24
 EXACT, ROUNDING = 1e-9, 1e-4  # of the largest logit, in fp64; a part may round to fp32 on the way
@@ -38,6 +41,37 @@ def broken_law(model: GPT2) -> str | None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return next((how for law in LAWS if (how := law(model))), None)
+
+
+@torch.no_grad()
+def parts(model: GPT2) -> str | None:
+    """Blocks, attention, MLPs and norms return what they are given in a shape that is the same."""
+    kinds = {resolve(kind, getattr(model.config, kind))[0]: kind for kind in ("norm", "mlp", "attention", "block")}
+    broken: list[str] = []
+
+    def check(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        if found != list(inputs[0].shape):
+            name = f"{inspect.getsourcefile(type(module))}:{inspect.getsourcelines(type(module))[1]}: {type(module).__name__}"
+            broken.append(f"{name} returns {found} for {list(inputs[0].shape)}; {kinds[type(module)]} keeps the shape")
+
+    hooks = [module.register_forward_hook(check) for module in model.modules() if type(module) in kinds]
+    try:
+        model(_ids(model, 2))
+    except Exception:
+        if not broken:
+            raise
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return broken[0] if broken else None
+
+
+@torch.no_grad()
+def repeatable(model: GPT2) -> str | None:
+    """The same text has the same logits twice."""
+    ids = _ids(model, 2)
+    return "logits are not the same twice: something is random, or is left over" if _differ(model(ids), model(ids), 0.0) else None
 
 
 @torch.no_grad()
@@ -124,7 +158,9 @@ def losses(model: GPT2) -> str | None:
     return None
 
 
-LAWS: tuple[Callable[[GPT2], str | None], ...] = (shape, causality, window, rows, cache, documents, losses)
+LAWS: tuple[Callable[[GPT2], str | None], ...] = (
+    parts, shape, repeatable, causality, window, rows, cache, documents, losses,
+)  # fmt: skip
 
 
 def _ids(model: GPT2, batch_size: int, length: int = TOKENS) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gpt2_ablate.model.config import GPT2Config
 from gpt2_ablate.model.context import ForwardContext, find_document_starts
-from gpt2_ablate.model.embedding import Vocabulary
+from gpt2_ablate.model.embedding import TiedEmbedding
 from gpt2_ablate.model.kv_cache import KVCache
 from gpt2_ablate.model.parts import build
 from gpt2_ablate.model.positions import Positions
@@ -54,7 +54,7 @@ class GPT2(nn.Module):
         seed = _draw_seed()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            self.embedding: Vocabulary = build("embedding", config.embedding, config)
+            self.embedding: TiedEmbedding = build("embedding", config.embedding, config)
             self.positions: Positions = build("positions", config.positions, config)
             self.dropout = nn.Dropout(config.dropout)
             self.blocks = nn.ModuleList(build("block", config.block, config, layer) for layer in range(config.n_layer))

@@ -13,7 +13,6 @@ GPT-2's own parts are found and built like any other.
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 from torch import nn
 
 from gpt2_ablate.errors import UserError
-from gpt2_ablate.utils.python_file import load_python_file, locate_error
+from gpt2_ablate.utils.python_file import check_options, load_python_file, locate_error
 
 BUILT_IN = {
     "block": {"pre_norm": "gpt2_ablate.model.gpt2:Block"},
@@ -36,35 +35,34 @@ BUILT_IN = {
 }
 
 
+ARGUMENTS = {
+    "block": "config, layer", "attention": "config, layer", "mlp": "config, layer", "norm": "width",
+    "positions": "config", "embedding": "config",
+}  # fmt: skip
+
+
 def build(kind: str, part: str | Mapping[str, Any], *args: Any) -> Any:
     """The part, built with these arguments and its own options.
 
     Raises:
         UserError: there is no such part, it has no such option, or its code fails; one line that names the file.
     """
-    cls = resolve(kind, part)
-    options = {} if isinstance(part, str) else {key: value for key, value in part.items() if key != "name"}
-    signature = inspect.signature(cls)
-    try:
-        signature.bind(*args, **options)
-    except TypeError as error:
-        known = ", ".join(list(signature.parameters)[len(args) :]) or "none"
-        raise UserError(f"{kind}: {_name(part)}: {error}; its options are: {known}") from error
+    cls, options = resolve(kind, part)
     try:
         return cls(*args, **options)
-    except UserError:
-        raise
+    except UserError as error:  # its own, or of a part that it builds
+        raise error if str(error).partition(":")[0] in BUILT_IN else UserError(f"{kind}: {_name(part)}: {error}") from error
     except Exception as error:
         if (where := locate_error(error)) is None:
             raise
         raise UserError(f"{kind}: {where}") from error
 
 
-def resolve(kind: str, part: str | Mapping[str, Any]) -> type[nn.Module]:
-    """The class of a part.
+def resolve(kind: str, part: str | Mapping[str, Any]) -> tuple[type[nn.Module], dict[str, Any]]:
+    """The class of a part and the options that the config gives it, which are checked against its signature.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such class, or it has no such option, or the option is of another type.
     """
     name = _name(part)
     file, colon, class_name = BUILT_IN[kind].get(name, name).rpartition(":")
@@ -76,12 +74,14 @@ def resolve(kind: str, part: str | Mapping[str, Any]) -> type[nn.Module]:
         known = ", ".join(BUILT_IN[kind])
         raise UserError(f"{kind}: there is no part {name!r}; give one of {known}, or a file and a class as my_part.py:MyPart")
     cls = getattr(module, class_name, None)
-    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+    if not isinstance(cls, type):
         own = [n for n, c in vars(module).items() if isinstance(c, type) and c.__module__ == module.__name__]
-        raise UserError(
-            f"{kind}: {file} has no part {class_name!r}, a class of torch.nn.Module; it has {', '.join(own) or 'none'}"
-        )
-    return cls
+        raise UserError(f"{kind}: {file} has no class {class_name!r}; it has {', '.join(own) or 'none'}")
+    if not issubclass(cls, nn.Module):
+        raise UserError(f"{kind}: {file}: {class_name} is no torch.nn.Module; derive it from that")
+    options = {} if isinstance(part, str) else {key: value for key, value in part.items() if key != "name"}
+    check_options(cls, ARGUMENTS[kind], options, f"{kind}: {name}")
+    return cls, options
 
 
 def part_file(part: Any) -> Path | None:

@@ -5,14 +5,13 @@ Below, N is the number of tokens and R of those whose logits are held at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
 from gpt2_ablate.ops.precision import autocast_dtype
 
@@ -45,14 +44,13 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return chunked_token_losses(lambda h: h @ weight.T, hidden.to(dtype), targets)
 
 
-def chunked_cross_entropy(logits: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy as above of any head: `logits` maps hidden [R, C] to [R, V], and is run again in the backward pass."""
-
-    def total(h: Tensor, t: Tensor) -> Tensor:
-        return F.cross_entropy(logits(h).float(), t, reduction="sum", ignore_index=IGNORED)
-
-    chunks = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
-    return torch.stack([checkpoint(total, h, t, use_reentrant=False) for h, t in chunks]).sum() / (targets != IGNORED).sum()
+def chunked_cross_entropy(
+    logits: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, parameters: Sequence[Tensor]
+) -> Tensor:
+    """Mean cross-entropy as above of any head: `logits` maps hidden [R, C] to [R, V] by means of these parameters."""
+    if not torch.is_grad_enabled():
+        return chunked_token_losses(logits, hidden, targets).sum() / (targets != IGNORED).sum()
+    return _ChunkedCrossEntropy.apply(logits, hidden, targets, *parameters)
 
 
 def chunked_token_losses(logits: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) -> Tensor:
@@ -81,7 +79,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         w = weight.to(dtype)
         columns = (hidden * shares[:, None]).to(dtype).T.contiguous()  # [C, N]
         likelihoods, dh = [], []
-        R = max(CHUNK, -(-len(hidden) // CHUNKS))
+        R = _rows(hidden)
         chunks = zip(hidden.to(dtype).split(R), targets.split(R), columns.split(R, 1), strict=True)
         for n, (h, t, column) in enumerate(chunks):
             logits = h @ w.T  # [R, V]
@@ -94,8 +92,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 dw.addmm_(column, p, beta=min(n, 1))
         ctx.save_for_backward(torch.cat(dh), dw, shares)
         ctx.dtypes = hidden.dtype, weight.dtype
-        least = max(torch.finfo(wide).tiny, torch.finfo(dtype).tiny * torch.finfo(dtype).eps)
-        return -(torch.cat(likelihoods).clamp(min=least).log() * shares).sum()
+        return _mean(likelihoods, shares, dtype)
 
     @staticmethod
     @once_differentiable
@@ -106,3 +103,51 @@ class _LinearCrossEntropy(torch.autograd.Function):
             return dhidden, None, None, None
         dweight = torch.empty(dw.shape[::-1], dtype=weight_dtype, device=dw.device).copy_(dw.T)
         return dhidden, dweight.mul_(gradient), None, None
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """The same for any head, whose own gradients autograd takes chunk by chunk, in the same pass too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits_of: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, *parameters: Tensor
+    ) -> Tensor:
+        counts = targets != IGNORED
+        shares = counts.to(torch.promote_types(hidden.dtype, torch.float32)) / counts.sum()
+        targets, R = targets.where(counts, 0), _rows(hidden)
+        needed = [n for n, needs in enumerate(ctx.needs_input_grad[3:]) if needs]
+        sums: list[Tensor | None] = [None] * len(parameters)
+        likelihoods, dh = [], []
+        for h, t, share in zip(hidden.split(R), targets.split(R), shares.split(R), strict=True):
+            with torch.enable_grad():
+                h = h.detach().requires_grad_()
+                logits = logits_of(h)  # [R, V]
+            p = torch.softmax(logits.detach(), -1)
+            hit = torch.arange(len(t), device=t.device), t
+            likelihoods.append(p[hit].to(shares.dtype))
+            p[hit] -= 1
+            p.mul_(share[:, None])
+            own, *found = torch.autograd.grad(logits, [h, *(parameters[n] for n in needed)], p, allow_unused=True)
+            dh.append(torch.zeros_like(h) if own is None else own)
+            for n, gradient in zip(needed, found, strict=True):
+                if gradient is not None:
+                    sums[n] = gradient if sums[n] is None else sums[n].add_(gradient)
+        ctx.save_for_backward(torch.cat(dh), *sums)
+        return _mean(likelihoods, shares, logits.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        dh, *sums = (None if x is None else x * gradient for x in ctx.saved_tensors)
+        return None, dh, None, *sums
+
+
+def _rows(hidden: Tensor) -> int:
+    """R, the tokens of a chunk."""
+    return max(CHUNK, -(-len(hidden) // CHUNKS))
+
+
+def _mean(likelihoods: list[Tensor], shares: Tensor, dtype: torch.dtype) -> Tensor:
+    """The loss, from the targets' probabilities, which were computed in `dtype`."""
+    least = max(torch.finfo(shares.dtype).tiny, torch.finfo(dtype).tiny * torch.finfo(dtype).eps)
+    return -(torch.cat(likelihoods).clamp(min=least).log() * shares).sum()

@@ -24,6 +24,7 @@ class Run:
 
     Attributes:
         config: what it does, as `gpt2-ablate train --config` reads it.
+        source: the files that all this was read from, for messages.
         prompt: what its sample continues.
         evaluation_tokens: how much of the validation and test text is scored at the end; None: all of it.
         factors: the changes that the variant is made of.
@@ -38,6 +39,7 @@ class Run:
     variant: str
     seed: int
     config: dict[str, Any]
+    source: str = ""
     prompt: str = "The"
     evaluation_tokens: int | None = None
     factors: tuple[str, ...] = ()
@@ -151,8 +153,8 @@ def load_plan(
         config = {"model": _model(variant, content, file), "data": content.data, "trainer": content.trainer}
         return [
             Run(
-                name, variant.name, seed, {"seed_everything": seed, **config}, content.prompt, content.evaluation_tokens,
-                variant.factors, variant.texts, order, digest, invocation,
+                name, variant.name, seed, {"seed_everything": seed, **config}, f"{variant.source} with {file}", content.prompt,
+                content.evaluation_tokens, variant.factors, variant.texts, order, digest, invocation,
             )
             for seed in dict.fromkeys(content.seeds)
         ]  # fmt: skip
@@ -181,12 +183,15 @@ def _model(variant: Variant, preset: Preset, file: Path) -> dict[str, Any]:
         UserError: a size is missing, or the values do not fit together.
     """
     from gpt2_ablate.model.config import GPT2Config  # torch takes a second to import; --help does not need it
+    from gpt2_ablate.model.parts import BUILT_IN, resolve
 
     changes = _fill_in(variant.model, preset.sizes, variant.source, file)
     model = {**preset.model, **changes}
     model["config"] = {**preset.model.get("config", {}), **changes.get("config", {})}
     try:
-        GPT2Config(**model["config"])
+        config = GPT2Config(**model["config"])
+        for kind in BUILT_IN:
+            resolve(kind, getattr(config, kind))
     except UserError as error:
         raise UserError(f"{variant.source} with {file}: model.config.{error}") from error
     return model

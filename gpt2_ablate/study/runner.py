@@ -87,7 +87,7 @@ def _check(plan: Plan, folders: Folders, live: Live) -> None:
         log = folders.study(plan.preset) / "check.log"
         process.run_in_child(f"{RUN}:check_runs", list(different.values()), log=log, on_progress=live.say, tick=live.tick)
     except process.Failure as failure:
-        raise UserError(f"{plan.file}: {failure}") from None
+        raise UserError(str(failure)) from None
 
 
 def _kept(folders: Folders, run: Run, fingerprint: str, live: Live) -> Record | None:

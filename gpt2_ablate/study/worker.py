@@ -99,7 +99,7 @@ def check_runs(runs: list[Run], on_progress: Callable[[str], None]) -> None:
     """Parse and build every configuration, without training it.
 
     Raises:
-        UserError: one of them is wrong; the message begins with its variant.
+        UserError: one of them is wrong; the message begins with the files that it comes from.
     """
     for run in runs:
         try:
@@ -109,22 +109,22 @@ def check_runs(runs: list[Run], on_progress: Callable[[str], None]) -> None:
             _check_scoring(run, cli.model.model.config.block_size)
             _check_laws(cli.model.model.config)
         except UserError as error:
-            raise UserError(f"{run.variant}: {error}") from error
+            raise UserError(f"{run.source}: {error}") from error
 
 
 def _check_laws(config: GPT2Config) -> None:
     """A model that sees the future, or another one when it is cached, would be trained in vain."""
+    files = ", ".join(map(str, part_files(config)))
     try:
         broken = broken_law(small_model(config))
     except UserError:
         raise
     except Exception as error:
-        if (where := locate_error(error)) is None:
+        if not files:
             raise
-        raise UserError(where) from error
+        raise UserError(locate_error(error) or f"{files}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     if broken:
-        files = ", ".join(map(str, part_files(config))) or "the built-in parts"
-        raise UserError(f"{files}: {broken}")
+        raise UserError(broken if any(broken.startswith(str(file)) for file in part_files(config)) else f"{files}: {broken}")
 
 
 def _check_scoring(run: Run, block_size: int) -> None:

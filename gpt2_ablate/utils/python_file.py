@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 import zlib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from gpt2_ablate.errors import UserError
+from gpt2_ablate.utils.io import first_problem
 
 _modules: dict[str, ModuleType] = {}  # by absolute path
 
@@ -46,3 +51,31 @@ def locate_error(error: BaseException) -> str | None:
             place = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
         trace = trace.tb_next
     return None if place is None else f"{place}: {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def check_options(cls: type, arguments: str, options: dict[str, Any], where: str) -> None:
+    """Hold what a class is to be called with against its signature, and options against their annotations.
+
+    Args:
+        arguments: names of those that come before the options, as "config, layer".
+
+    Raises:
+        UserError: one is unknown, missing or of another type.
+    """
+    try:
+        signature = inspect.signature(cls, eval_str=True)
+    except NameError:  # an annotation names what is imported for type checkers alone
+        signature = inspect.signature(cls)
+    positional = arguments.split(", ")
+    try:
+        signature.bind(*positional, **options)
+    except TypeError as error:
+        known = ", ".join(list(signature.parameters)[len(positional) :]) or "none"
+        raise UserError(f"{where}: {error}; it is built as cls({arguments}), and its options are: {known}") from error
+    for key in options.keys() & signature.parameters.keys():
+        try:
+            TypeAdapter(signature.parameters[key].annotation).validate_python(options[key], strict=True)
+        except ValidationError as error:
+            raise first_problem(error, f"{where}: {key}: {options[key]!r}") from error
+        except PydanticUserError:
+            pass  # it has no annotation, or one that only its author can check

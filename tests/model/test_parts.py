@@ -13,6 +13,7 @@ PARTS = '''
 import torch
 from torch import Tensor, nn
 
+from gpt2_ablate.errors import UserError
 from gpt2_ablate.model.attention import SelfAttention
 from gpt2_ablate.model.embedding import TiedEmbedding
 from gpt2_ablate.model.gpt2 import Block
@@ -77,6 +78,18 @@ class Fails(nn.Module):
 
 class NoModule:
     pass
+
+
+class NoLayer(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+
+
+class Typed(TiedEmbedding):
+    def __init__(self, config, width: int = 4, share: float = 1):
+        super().__init__(config)
+        if width < 1:
+            raise UserError(f"width: {width} is too small; give 1 or more")
 '''
 
 
@@ -168,7 +181,7 @@ def test_a_config_with_parts_can_be_compared_hashed_and_written(parts):
 
 def test_every_built_in_part_is_what_the_table_says():
     for kind, names in BUILT_IN.items():
-        assert all(issubclass(resolve(kind, name), torch.nn.Module) for name in names)
+        assert all(issubclass(resolve(kind, name)[0], torch.nn.Module) for name in names)
 
 
 @pytest.mark.parametrize(
@@ -176,10 +189,14 @@ def test_every_built_in_part_is_what_the_table_says():
     [
         ("mlp", "swiglu", ("mlp: there is no part 'swiglu'", "give one of mlp", "my_part.py:MyPart")),
         ("mlp", "{}:Swiglu", ("parts.py", "'Swiglu'", "LayerScaled")),
-        ("mlp", "{}:NoModule", ("parts.py", "'NoModule'")),
+        ("mlp", "{}:NoModule", ("parts.py: NoModule is no torch.nn.Module",)),
         ("mlp", "{}", ("no part",)),
         ("mlp", "/nowhere/x.py:X", ("/nowhere/x.py", "is not there")),
         ("mlp", "{}:Fails", ("parts.py:", "ValueError: no such luck")),
+        ("mlp", "{}:NoLayer", ("parts.py:NoLayer", "it is built as cls(config, layer)")),
+        ("embedding", {"name": "{}:Typed", "width": "8"}, ("parts.py:Typed: width: '8'", "valid integer")),
+        ("embedding", {"name": "{}:Typed", "width": True}, ("width: True", "valid integer")),
+        ("embedding", {"name": "{}:Typed", "width": 0}, ("embedding:", "parts.py:Typed: width: 0 is too small")),
         ("embedding", {"name": "{}:Capped"}, ("'cap'", "its options are: cap")),
         ("embedding", {"name": "{}:Capped", "cap": 5, "cup": 3}, ("'cup'", "its options are: cap")),
         ("block", {"name": "pre_norm", "depth": 3}, ("'depth'", "its options are: none")),

@@ -4,13 +4,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gpt2_ablate.ops.cross_entropy import linear_cross_entropy, token_losses
+from gpt2_ablate.ops.cross_entropy import chunked_cross_entropy, linear_cross_entropy, token_losses
 
 from ..model.tiny import close, each_variant, largest_allocation, tiny_model, tokens
 
 
 def plain(hidden, weight, targets):
     return F.cross_entropy(F.linear(hidden, weight).float(), targets)
+
+
+def any_head(hidden, weight, targets):
+    """The form for heads that are more than a product, with the same head."""
+    return chunked_cross_entropy(lambda h: h @ weight.T, hidden, targets, [weight])
+
+
+either = pytest.mark.parametrize("loss", [linear_cross_entropy, any_head])
 
 
 def sample(N, V=97, C=16, ignored=0.0):
@@ -27,19 +35,21 @@ def with_gradients(loss, hidden, weight, targets):
 
 @pytest.mark.parametrize("N", [1, 2, 255, 256, 257, 512, 700])
 @pytest.mark.parametrize("ignored", [0.0, 0.4])
-def test_value_and_gradients_are_those_of_cross_entropy(N, ignored):
+@either
+def test_value_and_gradients_are_those_of_cross_entropy(loss, N, ignored):
     if N == 1:
         ignored = 0.0
     inputs = sample(N, ignored=ignored)
-    close(with_gradients(linear_cross_entropy, *inputs), with_gradients(plain, *inputs), 1e-5)
+    close(with_gradients(loss, *inputs), with_gradients(plain, *inputs), 1e-5)
 
 
 @pytest.mark.parametrize("N", [2, 256, 700])
 @pytest.mark.parametrize("ignored", [0.0, 0.4])
-def test_without_gradients_the_value_is_the_same(N, ignored):
+@either
+def test_without_gradients_the_value_is_the_same(loss, N, ignored):
     inputs = sample(N, ignored=ignored)
     with torch.no_grad():
-        close(linear_cross_entropy(*inputs), plain(*inputs))
+        close(loss(*inputs), plain(*inputs))
 
 
 @pytest.mark.parametrize("N", [1, 256, 700])
@@ -121,11 +131,12 @@ def test_what_is_no_number_stays_visible():
 
 
 @pytest.mark.parametrize("N", [100, 1000, 3000])
-def test_gradients_under_bf16_autocast_are_right_to_one_percent(N):
+@either
+def test_gradients_under_bf16_autocast_are_right_to_one_percent(loss, N):
     """In direction, and in length to the half percent to which bf16 knows 1 / N."""
     inputs = sample(N, V=1000)
     with torch.autocast("cpu", torch.bfloat16):
-        value = linear_cross_entropy(*inputs)
+        value = loss(*inputs)
     gradients = torch.autograd.grad(value, inputs[:2]), torch.autograd.grad(plain(*inputs), inputs[:2])
     for ours, exact in zip(*gradients, strict=True):
         assert ours.dtype == torch.float32
@@ -138,7 +149,8 @@ def test_all_logits_are_never_held():
     N, V = 1024, 400
     inputs = sample(N, V)
     assert largest_allocation(lambda: plain(*inputs).backward()) >= 4 * N * V  # the gauge works
-    assert largest_allocation(lambda: linear_cross_entropy(*inputs).backward()) <= 4 * N * V / 3
+    for loss in (linear_cross_entropy, any_head):
+        assert largest_allocation(lambda loss=loss: loss(*inputs).backward()) <= 4 * N * V / 3
     with torch.no_grad():
         assert largest_allocation(lambda: linear_cross_entropy(*inputs)) <= 4 * N * V / 3
         assert largest_allocation(lambda: token_losses(*inputs)) <= 4 * N * V / 3
@@ -156,11 +168,28 @@ def test_the_loss_of_a_model_is_the_cross_entropy_of_its_logits(variant):
     close(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), 1e-4)
 
 
+def test_any_head_may_bend_its_logits_and_have_parameters_that_it_does_not_use():
+    hidden, weight, targets = sample(600, ignored=0.3)
+    bias, idle = torch.randn(97, requires_grad=True), torch.randn(3, requires_grad=True)
+
+    def logits(h):
+        return 3 * torch.tanh((h @ weight.T + bias) / 3)
+
+    inputs = hidden, weight, bias, idle
+    value = chunked_cross_entropy(logits, hidden, targets, [weight, bias, idle])
+    expected = F.cross_entropy(logits(hidden), targets)
+    close(value, expected)
+    *found, unused = torch.autograd.grad(value, inputs, allow_unused=True)
+    close(found, torch.autograd.grad(expected, inputs[:3]), 1e-5)
+    assert unused is None
+
+
 @pytest.mark.parametrize("frozen", [0, 1])
-def test_what_is_frozen_gets_no_gradient(frozen):
+@either
+def test_what_is_frozen_gets_no_gradient(loss, frozen):
     inputs = sample(300)
     inputs[frozen].requires_grad_(False)
-    found = linear_cross_entropy(*inputs)
+    found = loss(*inputs)
     found.backward()
     assert inputs[frozen].grad is None
     moving = inputs[1 - frozen]
