@@ -54,7 +54,7 @@ def against_generate(
     ours, hf, read, our_prompt, hf_prompt = seconds.values()
     weight_bytes = sum(p.nbytes for name, p in model.named_parameters() if not name.startswith("positions"))
     return {
-        "architecture": hf_baseline.architecture(config),
+        "architecture": type(baseline).__name__,
         "ours": rates(ours, new), "transformers": rates(hf, new), "ratio": ratio(ours, hf),
         "share_of_read": ratio(ours, read, new * weight_bytes / (4 * READ)),
         "our_prompt": rates(our_prompt, config.block_size), "their_prompt": rates(hf_prompt, config.block_size),
@@ -64,12 +64,7 @@ def against_generate(
 
 @torch.inference_mode()
 def by_context(
-    configs: dict[str, Fields],
-    contexts: list[int],
-    batch_size: int,
-    rounds: int,
-    device_name: str,
-    on_progress: OnProgress,
+    configs: dict[str, Fields], contexts: list[int], batch_size: int, rounds: int, device_name: str, on_progress: OnProgress
 ) -> dict[str, dict[str, Any]]:
     """variant -> context -> tokens/s of the whole batch in bf16, and bytes of its cache, after so many tokens."""
     device, dtype, new = torch.device(device_name), torch.bfloat16, 8

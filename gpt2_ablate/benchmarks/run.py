@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from gpt2_ablate.benchmarks import measurements
+from gpt2_ablate.benchmarks.timing import OnProgress
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.records import environment
 from gpt2_ablate.utils import process
@@ -35,8 +37,6 @@ def run_benchmarks(out: Path, quick: bool, cpu: Configs, batch_size: int, gpt2_s
     Raises:
         UserError: transformers is not installed, or something could not be measured or written.
     """
-    import torch
-
     process.prepare([f"{BENCHMARKS}.{name}" for name in ("training", "attention", "decoding", "hardware")])
     reports = out / "reports"
     make_folder(reports)
@@ -74,9 +74,7 @@ def run_benchmarks(out: Path, quick: bool, cpu: Configs, batch_size: int, gpt2_s
     return results
 
 
-def _variants(
-    out: Path, quick: bool, log: Path, configs: Configs, batch_size: int, on_progress: Callable[[str], None]
-) -> dict[str, Any]:
+def _variants(out: Path, quick: bool, log: Path, configs: Configs, batch_size: int, on_progress: OnProgress) -> dict[str, Any]:
     """The very numbers that the report of the default study has: whichever is there first, the other takes its numbers."""
     found = measurements.earlier(measurements.file_of(out, "cpu"), configs, batch_size)
     if found is not None:

@@ -13,6 +13,7 @@ from gpt2_ablate.benchmarks.timing import OnProgress, rates, ratio, time_interle
 from gpt2_ablate.evaluation.flops import training_flops_per_token
 from gpt2_ablate.model import GPT2, GPT2Config
 from gpt2_ablate.utils import system
+from gpt2_ablate.weights.export import architecture_of
 
 RATIOS = {
     "ratio": ("ours", "transformers"),
@@ -64,7 +65,7 @@ def training_speeds(
     }
     tokens = batch_size * config.block_size
     flops = training_flops_per_token(config, config.block_size) * tokens
-    result: dict[str, Any] = {"architecture": hf_baseline.architecture(config), "flops_per_step": flops}
+    result: dict[str, Any] = {"architecture": architecture_of(config).class_name, "flops_per_step": flops}
     if compiled:
         candidates["compiled"] = partial(_run, training_step(config, batch_size, precision, device, compiled=True), True)
         first = time_interleaved({"compiled": candidates["compiled"]}, device, rounds=1, warm_up=0)
@@ -86,7 +87,8 @@ def training_peak(
 ) -> dict[str, int]:
     """`peak_memory` of a step of one side, "ours" or "transformers"."""
     config, device = GPT2Config(**fields), torch.device(device_name)
-    hf_baseline.architecture(config)  # both sides pay for the same imports before counting begins
+    with torch.device("meta"):
+        hf_baseline.build(config)  # both sides pay for the same imports before counting begins
     on_progress(f"peak memory of {side}")
     system.keep_freed_memory(side == "ours")
     if side == "ours":
