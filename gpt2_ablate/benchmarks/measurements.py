@@ -80,7 +80,7 @@ def earlier(file: Path, configs: Configs, batch_size: int, *path: str) -> Measur
 def speed(configs: Configs, batch_size: int, on_progress: OnProgress) -> Measured:
     """Metrics of each variant: training and decoding tokens/s, see `_speeds`, and the machine's matrix-product peak."""
     models = {name: GPT2Config(**fields) for name, fields in configs.items()}
-    device, precision = _device(), auto_precision()
+    device, precision = default_device(), auto_precision()
     peak = matmul_peak(precision, device)
     training = training_speed(models, batch_size, precision, device, on_progress)
     decoding = decoding_speed(models, device, on_progress)
@@ -91,7 +91,7 @@ def memory(config: dict[str, Any], batch_size: int, on_progress: OnProgress) -> 
     """Bytes that the tensors in training one variant take at their peak; call it in a fresh process."""
     on_progress("memory")
     release_freed_memory()
-    device = _device()
+    device = default_device()
     return peak_memory(partial(training_step, GPT2Config(**config), batch_size, auto_precision(), device), device)["added"]
 
 
@@ -140,5 +140,5 @@ def _speeds(what: str, seconds: dict[str, list[float]], tokens: dict[str, int]) 
     return found
 
 
-def _device() -> torch.device:
+def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -44,7 +44,7 @@ def training_step(
 
 
 def training_speeds(
-    fields: dict[str, Any], batch_size: int, compiled: bool, rounds: int, device_name: str, on_progress: OnProgress
+    fields: dict[str, Any], batch_size: int, compiled: bool, rounds: int, device: torch.device, on_progress: OnProgress
 ) -> dict[str, Any]:
     """tokens/s of our step and of transformers' for the same model, and our share of the matrix-product peak.
 
@@ -54,7 +54,7 @@ def training_speeds(
         fields: of the GPT2Config; with rotary positions the baseline is Starcoder2, else GPT-2.
         compiled: also time our step under torch.compile, its warm-up counted apart.
     """
-    config, device, precision = GPT2Config(**fields), torch.device(device_name), system.auto_precision()
+    config, precision = GPT2Config(**fields), system.auto_precision()
     a = system.random_square(torch.bfloat16 if precision == "bf16-mixed" else torch.float32, device)
     hf_step = hf_baseline.training_step(config, batch_size, device)
     candidates: dict[str, Callable[[], object]] = {
@@ -83,10 +83,10 @@ def _run(step: Callable[[], None], keep: bool) -> None:
 
 
 def training_peak(
-    fields: dict[str, Any], batch_size: int, side: str, device_name: str, on_progress: OnProgress
+    fields: dict[str, Any], batch_size: int, side: str, device: torch.device, on_progress: OnProgress
 ) -> dict[str, int]:
     """`peak_memory` of a step of one side, "ours" or "transformers"."""
-    config, device = GPT2Config(**fields), torch.device(device_name)
+    config = GPT2Config(**fields)
     with torch.device("meta"):
         hf_baseline.build(config)  # both sides pay for the same imports before counting begins
     on_progress(f"peak memory of {side}")
