@@ -33,7 +33,7 @@ def patterns(n_head: int) -> dict[str, AttentionMask]:
 
 
 def attention_speeds(
-    n_head: int, head_dim: int, lengths: list[int], rounds: int, device_name: str, on_progress: OnProgress
+    n_head: int, head_dim: int, lengths: list[int], rounds: int, device: torch.device, on_progress: OnProgress
 ) -> dict[str, Any]:
     """Seconds per token of every pattern at every length, in bf16, and how they grow.
 
@@ -42,7 +42,6 @@ def attention_speeds(
         faster than torch's full causal attention; "exponent": pattern -> p of time ~ length ** p (1 is linear), fitted
         from 1,024 tokens on.
     """
-    device = torch.device(device_name)
     masks: dict[str, AttentionMask | None] = {**patterns(n_head), SDPA: None}
     seconds_per_token: dict[str, dict[str, Any]] = {name: {} for name in masks}
     times_sdpa: dict[str, dict[str, Any]] = {name: {} for name in masks}
@@ -59,10 +58,10 @@ def attention_speeds(
     return {"seconds_per_token": seconds_per_token, "times_sdpa": times_sdpa, "exponent": exponents}
 
 
-def attention_peak(n_head: int, head_dim: int, name: str, length: int, device_name: str, on_progress: OnProgress) -> int:
+def attention_peak(n_head: int, head_dim: int, name: str, length: int, device: torch.device, on_progress: OnProgress) -> int:
     """Bytes that one text's forward and backward pass add at their peak; call it in a fresh process."""
     on_progress(f"memory of {name}, {length:,} tokens")
-    device, mask = torch.device(device_name), patterns(n_head)[name]
+    mask = patterns(n_head)[name]
     _step(mask, (1, n_head, 1024, head_dim), device)()  # libraries warm up
     before = current_bytes(device)
     _step(mask, (1, n_head, length, head_dim), device)()

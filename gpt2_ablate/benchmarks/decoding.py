@@ -24,13 +24,13 @@ TEXT = 128  # tokens, what one would generate at least
 
 @torch.inference_mode()
 def against_generate(
-    fields: Fields, dtype_name: str, prompt: int, new: int, rounds: int, device_name: str, on_progress: OnProgress
+    fields: Fields, dtype_name: str, prompt: int, new: int, rounds: int, device: torch.device, on_progress: OnProgress
 ) -> dict[str, Any]:
     """tokens/s of greedy generation and of reading a prompt, ours beside transformers', both in one dtype at batch 1.
 
     Returns also the share of the machine's read bandwidth that generating reaches: every weight is read once a token.
     """
-    config, device, dtype = GPT2Config(**fields), torch.device(device_name), getattr(torch, dtype_name)
+    config, dtype = GPT2Config(**fields), getattr(torch, dtype_name)
     model = GPT2(config).to(device, dtype).eval()
     baseline = hf_baseline.build(config).to(device, dtype).eval()
     ids = torch.randint(config.vocab_size, (1, prompt), device=device)
@@ -54,7 +54,7 @@ def against_generate(
     ours, hf, read, our_prompt, hf_prompt = seconds.values()
     weight_bytes = sum(p.nbytes for name, p in model.named_parameters() if not name.startswith("positions"))
     return {
-        "architecture": hf_baseline.architecture(config),
+        "architecture": type(baseline).__name__,
         "ours": rates(ours, new), "transformers": rates(hf, new), "ratio": ratio(ours, hf),
         "share_of_read": ratio(ours, read, new * weight_bytes / (4 * READ)),
         "our_prompt": rates(our_prompt, config.block_size), "their_prompt": rates(hf_prompt, config.block_size),
@@ -64,15 +64,10 @@ def against_generate(
 
 @torch.inference_mode()
 def by_context(
-    configs: dict[str, Fields],
-    contexts: list[int],
-    batch_size: int,
-    rounds: int,
-    device_name: str,
-    on_progress: OnProgress,
+    configs: dict[str, Fields], contexts: list[int], batch_size: int, rounds: int, device: torch.device, on_progress: OnProgress
 ) -> dict[str, dict[str, Any]]:
     """variant -> context -> tokens/s of the whole batch in bf16, and bytes of its cache, after so many tokens."""
-    device, dtype, new = torch.device(device_name), torch.bfloat16, 8
+    dtype, new = torch.bfloat16, 8
     room = new * (rounds + 2)
     configs = {name: {**fields, "block_size": max(contexts) + room} for name, fields in configs.items()}
     models = {name: GPT2(GPT2Config(**fields)).to(device, dtype).eval() for name, fields in configs.items()}
@@ -96,7 +91,7 @@ def by_context(
 
 @torch.inference_mode()
 def far_past_the_window(
-    fields: Fields, tokens: int, every: int, rounds: int, device_name: str, on_progress: OnProgress
+    fields: Fields, tokens: int, every: int, rounds: int, device: torch.device, on_progress: OnProgress
 ) -> dict[str, Any]:
     """One text of so many generated tokens: the memory in use every so often, and at its end the time of a token beside that
     of a token of a text that has only `every` at first, in the same rounds.
@@ -105,7 +100,6 @@ def far_past_the_window(
         {"stretches": [{"tokens", "cache_bytes", "process_bytes"}],
         "late_against_early": the ratio of the times, "early_tokens": how many the other text has at last}
     """
-    device = torch.device(device_name)
     model = GPT2(GPT2Config(**fields)).to(device).eval()
     start = torch.zeros(1, 1, dtype=torch.long, device=device)
     room = tokens + TEXT * (rounds + 2)

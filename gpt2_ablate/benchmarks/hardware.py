@@ -11,9 +11,8 @@ from gpt2_ablate.benchmarks.timing import OnProgress, rates, time_interleaved
 from gpt2_ablate.utils.system import random_square
 
 
-def machine_limits(device_name: str, rounds: int, on_progress: OnProgress) -> dict[str, dict[str, float]]:
+def machine_limits(device: torch.device, rounds: int, on_progress: OnProgress) -> dict[str, dict[str, float]]:
     """FLOP/s of large matrix products by dtype; bytes/s of copying (read and written) and of reading large tensors."""
-    device = torch.device(device_name)
     size = 2**30 if device.type == "cuda" else 2**28
     source, target = torch.ones(size // 4, device=device), torch.empty(size // 4, device=device)
     squares = {name: random_square(getattr(torch, name), device) for name in ("float32", "bfloat16")}

@@ -25,15 +25,6 @@ def build(config: GPT2Config) -> Any:
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(**architecture_of(config).settings(config)))
 
 
-def architecture(config: GPT2Config) -> str:
-    """The name of what `build` builds; importing it is part of the call."""
-    import transformers
-
-    name = architecture_of(config).class_name
-    getattr(transformers, name)
-    return name
-
-
 def training_step(config: GPT2Config, batch_size: int, device: torch.device) -> Callable[[], None]:
     """model(input_ids, labels).loss.backward(), AdamW: in fp32 on a CPU; on CUDA under bf16 autocast and torch.compile."""
     model = build(config).to(device).train()

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from gpt2_ablate.benchmarks import measurements
+from gpt2_ablate.benchmarks.timing import OnProgress
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.records import environment
 from gpt2_ablate.utils import process
@@ -35,16 +37,14 @@ def run_benchmarks(out: Path, quick: bool, cpu: Configs, batch_size: int, gpt2_s
     Raises:
         UserError: transformers is not installed, or something could not be measured or written.
     """
-    import torch
-
     process.prepare([f"{BENCHMARKS}.{name}" for name in ("training", "attention", "decoding", "hardware")])
     reports = out / "reports"
     make_folder(reports)
     log = reports / "benchmarks.log"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = measurements.default_device()
     rounds = 3 if quick else 7
     console = Console(highlight=False, soft_wrap=True)
-    results: dict[str, Any] = {"schema": 1, "quick": quick, "device": device}
+    results: dict[str, Any] = {"schema": 1, "quick": quick, "device": device.type}
     began = time.monotonic()
 
     with console.status("starting") as status:
@@ -74,9 +74,7 @@ def run_benchmarks(out: Path, quick: bool, cpu: Configs, batch_size: int, gpt2_s
     return results
 
 
-def _variants(
-    out: Path, quick: bool, log: Path, configs: Configs, batch_size: int, on_progress: Callable[[str], None]
-) -> dict[str, Any]:
+def _variants(out: Path, quick: bool, log: Path, configs: Configs, batch_size: int, on_progress: OnProgress) -> dict[str, Any]:
     """The very numbers that the report of the default study has: whichever is there first, the other takes its numbers."""
     found = measurements.earlier(measurements.file_of(out, "cpu"), configs, batch_size)
     if found is not None:
@@ -88,9 +86,9 @@ def _variants(
         raise UserError(f"bench: the variants could not be measured: {failure}; see {log}") from None
 
 
-def _training(call: Callable, quick: bool, device: str, rounds: int) -> list[dict[str, Any]]:
+def _training(call: Callable, quick: bool, device: torch.device, rounds: int) -> list[dict[str, Any]]:
     """Each size against transformers: speed, then memory of either side in a process of its own."""
-    many = (16, rounds) if device == "cuda" else (1, 5)
+    many = (16, rounds) if device.type == "cuda" else (1, 5)
     sizes: list[tuple[str, dict[str, Any], int, int]] = [
         ("cpu preset, baseline", SMALL, 2, 3 * rounds),
         ("cpu preset, rope-gqa-swa", {**SMALL, "positions": "rotary", "n_kv_head": 1, "window": 64}, 2, 3 * rounds),
@@ -107,10 +105,10 @@ def _training(call: Callable, quick: bool, device: str, rounds: int) -> list[dic
     return found
 
 
-def _attention(call: Callable, quick: bool, device: str, rounds: int) -> dict[str, Any]:
+def _attention(call: Callable, quick: bool, device: torch.device, rounds: int) -> dict[str, Any]:
     lengths = [1024, 4096, 8192] if quick else [512, 1024, 2048, 4096, 8192, 16384]
     # GPT-2's own heads take six times as long: on a CPU fewer rounds, and no 16k.
-    wide = (lengths, rounds) if device == "cuda" else (lengths[:-1], 3)
+    wide = (lengths, rounds) if device.type == "cuda" else (lengths[:-1], 3)
     shapes = {"4 heads of 32": (4, 32, lengths, min(rounds, 5)), "12 heads of 64": (12, 64, *wide)}
     if quick:
         del shapes["12 heads of 64"]
@@ -125,12 +123,12 @@ def _attention(call: Callable, quick: bool, device: str, rounds: int) -> dict[st
     return found
 
 
-def _decoding(call: Callable, quick: bool, device: str, rounds: int, variants: Configs) -> dict[str, Any]:
+def _decoding(call: Callable, quick: bool, device: torch.device, rounds: int, variants: Configs) -> dict[str, Any]:
     pairs = [("baseline", GPT2_SMALL, "bfloat16")]
     if not quick:
         pairs = [("baseline", GPT2_SMALL, "float32"), *pairs, ("rope-gqa-swa", {**GPT2_SMALL, **ALL_THREE}, "bfloat16")]
     contexts = {1: [256, 1024] if quick else [256, 1024, 4096], 8: [256, 1024], 64: [256, 1024]}
-    batches = [1] if quick else [1, 8] if device == "cpu" else [1, 8, 64]
+    batches = [1] if quick else [1, 8] if device.type == "cpu" else [1, 8, 64]
     new = 32 if quick else 128
     window = {**SMALL, "positions": "rotary", "window": 64}
     return {

@@ -13,6 +13,7 @@ from gpt2_ablate.benchmarks.timing import OnProgress, rates, ratio, time_interle
 from gpt2_ablate.evaluation.flops import training_flops_per_token
 from gpt2_ablate.model import GPT2, GPT2Config
 from gpt2_ablate.utils import system
+from gpt2_ablate.weights.export import architecture_of
 
 RATIOS = {
     "ratio": ("ours", "transformers"),
@@ -43,7 +44,7 @@ def training_step(
 
 
 def training_speeds(
-    fields: dict[str, Any], batch_size: int, compiled: bool, rounds: int, device_name: str, on_progress: OnProgress
+    fields: dict[str, Any], batch_size: int, compiled: bool, rounds: int, device: torch.device, on_progress: OnProgress
 ) -> dict[str, Any]:
     """tokens/s of our step and of transformers' for the same model, and our share of the matrix-product peak.
 
@@ -53,7 +54,7 @@ def training_speeds(
         fields: of the GPT2Config; with rotary positions the baseline is Starcoder2, else GPT-2.
         compiled: also time our step under torch.compile, its warm-up counted apart.
     """
-    config, device, precision = GPT2Config(**fields), torch.device(device_name), system.auto_precision()
+    config, precision = GPT2Config(**fields), system.auto_precision()
     a = system.random_square(torch.bfloat16 if precision == "bf16-mixed" else torch.float32, device)
     hf_step = hf_baseline.training_step(config, batch_size, device)
     candidates: dict[str, Callable[[], object]] = {
@@ -64,7 +65,7 @@ def training_speeds(
     }
     tokens = batch_size * config.block_size
     flops = training_flops_per_token(config, config.block_size) * tokens
-    result: dict[str, Any] = {"architecture": hf_baseline.architecture(config), "flops_per_step": flops}
+    result: dict[str, Any] = {"architecture": architecture_of(config).class_name, "flops_per_step": flops}
     if compiled:
         candidates["compiled"] = partial(_run, training_step(config, batch_size, precision, device, compiled=True), True)
         first = time_interleaved({"compiled": candidates["compiled"]}, device, rounds=1, warm_up=0)
@@ -82,11 +83,12 @@ def _run(step: Callable[[], None], keep: bool) -> None:
 
 
 def training_peak(
-    fields: dict[str, Any], batch_size: int, side: str, device_name: str, on_progress: OnProgress
+    fields: dict[str, Any], batch_size: int, side: str, device: torch.device, on_progress: OnProgress
 ) -> dict[str, int]:
     """`peak_memory` of a step of one side, "ours" or "transformers"."""
-    config, device = GPT2Config(**fields), torch.device(device_name)
-    hf_baseline.architecture(config)  # both sides pay for the same imports before counting begins
+    config = GPT2Config(**fields)
+    with torch.device("meta"):
+        hf_baseline.build(config)  # both sides pay for the same imports before counting begins
     on_progress(f"peak memory of {side}")
     system.keep_freed_memory(side == "ours")
     if side == "ours":

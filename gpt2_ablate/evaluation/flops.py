@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -50,17 +49,12 @@ def count_parameters(model: GPT2) -> dict[str, int]:
     """
     pieces = dict.fromkeys(("embedding", "attention", "mlp", "norm"), 0)
     for name, p in model.named_parameters():
-        piece = _piece(name)
+        child, *below = name.split(".")
+        if child == "blocks":
+            child = below[1] if len(below) > 2 else "block"
+        piece = "norm" if child.startswith("norm") else "embedding" if child == "positions" else child
         pieces[piece] = pieces.get(piece, 0) + p.numel()
     return {"total": sum(pieces.values()), **pieces}
-
-
-def _piece(name: str) -> str:
-    """The part of GPT2 that the parameter of this name belongs to."""
-    child, *below = name.split(".")
-    if child == "blocks":
-        child = below[1] if len(below) > 2 else "block"
-    return "norm" if child.startswith("norm") else "embedding" if child == "positions" else child
 
 
 @cache
@@ -79,10 +73,10 @@ def forward_flops_per_token(config: GPT2Config, context: int) -> float:
     # A kernel that the config asks for may not run on the meta device; the FLOPs do not depend on it.
     config = replace(config, block_size=max(config.block_size, context), kernel="auto")
     try:
-        multiply_adds = _multiply_adds_on("meta", config, context)
+        multiply_adds = _multiply_adds("meta", config, context)
     except (RuntimeError, TypeError):
         # A part needs numbers (a convolution while tracing, a choice by value), so it runs; that takes seconds at 124M.
-        multiply_adds = _multiply_adds_on("cpu", config, context)
+        multiply_adds = _multiply_adds("cpu", config, context)
     return 2 * multiply_adds / context
 
 
@@ -105,27 +99,20 @@ def receptive_field(config: GPT2Config) -> int | None:
     return None if None in spans else 1 + sum(span - 1 for span in spans if span is not None)
 
 
-def _multiply_adds_on(device: str, config: GPT2Config, context: int) -> int:
-    with torch.device(device), torch.random.fork_rng(devices=[]), torch.no_grad():
-        return _multiply_adds(GPT2(config).eval(), torch.zeros(1, context, dtype=torch.long))
-
-
-def _multiply_adds(model: GPT2, text: Tensor) -> int:
+def _multiply_adds(device: str, config: GPT2Config, context: int) -> int:
     """Of all products of one forward pass, from the graph that fvcore traces."""
-    with warnings.catch_warnings(), _PlainSizes():
+    with torch.device(device), torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings(), _PlainSizes():
         warnings.simplefilter("ignore")  # deprecations in fvcore, and advice on keeping the trace
         from fvcore.nn import FlopCountAnalysis, jit_handles  # type: ignore[import-untyped]
 
-        # Its own handles count norms too, and matmul by the shape of its first factor, which may be broadcast.
-        analysis = FlopCountAnalysis(model, (text,)).clear_op_handles().uncalled_modules_warnings(False)
-        for name, summed in SUMMED_INPUT.items():
-            analysis.set_op_handle(f"aten::{name}", _product(summed))
-        for name in NEGLIGIBLE:
-            analysis.set_op_handle(f"aten::{name}", None, f"aten::{name}_", None)
-        analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_products)
-        analysis.set_op_handle("aten::einsum", jit_handles.einsum_flop_jit)
-        analysis.set_op_handle("aten::_convolution", jit_handles.conv_flop_jit)
-        return analysis.total()
+        analysis = FlopCountAnalysis(GPT2(config).eval(), (torch.zeros(1, context, dtype=torch.long),))
+        # fvcore's own handles count norms too, and matmul by the shape of its first factor, which may be broadcast.
+        analysis.clear_op_handles().uncalled_modules_warnings(False)
+        handles: dict[str, Any] = {f"aten::{name}": partial(_product, summed) for name, summed in SUMMED_INPUT.items()}
+        handles |= {f"aten::{name}{in_place}": None for name in NEGLIGIBLE for in_place in ("", "_")}
+        handles |= {"aten::einsum": jit_handles.einsum_flop_jit, "aten::_convolution": jit_handles.conv_flop_jit}
+        handles["aten::scaled_dot_product_attention"] = _attention_products
+        return analysis.set_op_handle(**handles).total()
 
 
 class _PlainSizes(TorchFunctionMode):
@@ -141,13 +128,9 @@ class _PlainSizes(TorchFunctionMode):
         return torch.Size(map(int, result)) if isinstance(result, tuple) else int(result)
 
 
-def _product(summed: int) -> Callable[[list[Any], list[Any]], int]:
+def _product(summed: int, inputs: list[Any], outputs: list[Any]) -> int:
     """fvcore's handle for a product that sums over the last dimension of input number `summed`: multiply-adds."""
-
-    def multiply_adds(inputs: list[Any], outputs: list[Any]) -> int:
-        return math.prod(_sizes(outputs[0])) * _sizes(inputs[summed])[-1]
-
-    return multiply_adds
+    return math.prod(_sizes(outputs[0])) * _sizes(inputs[summed])[-1]
 
 
 def _attention_products(inputs: list[Any], outputs: list[Any]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,12 @@ class Pair:
     why_not_original: str = "weights not present"
 
 
-def open_pair(source: str | None = None, random_sizes: dict[str, int] | None = None) -> Pair:
+def open_pair(source: str | None = None) -> Pair:
     """The weights at `source`, here and in transformers, which reads the files by itself if it can.
 
     Args:
         source: as `load_pretrained` takes it; None: checkpoints/gpt2 if it is there, else gpt2 from the hub's cache, else
-            random weights of `random_sizes` (None: of the 124M model).
+            random weights of the 124M model.
 
     Raises:
         UserError: transformers is not installed, or `source` cannot be loaded or is no GPT-2.
@@ -46,7 +47,7 @@ def open_pair(source: str | None = None, random_sizes: dict[str, int] | None = N
     _transformers()
     source = source or _present()
     if source is None:
-        return random_pair(random_sizes)
+        return random_pair()
     model = load_pretrained(source)
     _require_gpt2(model.config, source)
     folder = _hf_folder(source)
@@ -115,11 +116,10 @@ def _present() -> str | None:
     """The source of the original weights, if they are on this machine."""
     if Path("checkpoints/gpt2").is_dir():
         return "checkpoints/gpt2"
-    try:
+    with suppress(UserError):
         fetch("gpt2", download=False)
-    except UserError:
-        return None
-    return "gpt2"
+        return "gpt2"
+    return None
 
 
 def _hf_folder(source: str) -> Path | None:

@@ -14,16 +14,19 @@ Scored in two ways, because the GPT-2 paper and most later work differ:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from gpt2_ablate.data.tokenizer import load_tokenizer
 from gpt2_ablate.errors import UserError
-from gpt2_ablate.evaluation.perplexity import perplexity
+from gpt2_ablate.evaluation.perplexity import evaluation_mode, perplexity
 from gpt2_ablate.evaluation.strided import read_text
 from gpt2_ablate.model import GPT2
 
@@ -104,39 +107,24 @@ def score_passages(
     # Batches of similar lengths need little padding.
     texts = sorted(((ids[-context:], word) for ids, word in passages), key=lambda passage: len(passage[0]))
     batches: list[Batch] = [texts[n : n + BATCH_SIZE] for n in range(0, len(texts), BATCH_SIZE)]
-    rights, word_losses, last_rights, last_losses = [], [], [], []
-    was_training = model.training
-    model.eval()
-    try:
+    found = []
+    with evaluation_mode(model):
         for batch in watch(batches):
             for losses, right in _targets(model, batch):
-                rights.append(bool(right.all()))
-                word_losses.append(float(losses.sum()))
-                last_rights.append(bool(right[-1]))
-                last_losses.append(float(losses[-1]))
-    finally:
-        model.train(was_training)
-    return LambadaScore(
-        len(texts), _mean(rights), perplexity(_mean(word_losses)), _mean(last_rights), perplexity(_mean(last_losses))
-    )
+                found.append((bool(right.all()), float(losses.sum()), bool(right[-1]), float(losses[-1])))
+    word_right, word_loss, token_right, token_loss = map(statistics.fmean, zip(*found, strict=True))
+    return LambadaScore(len(texts), word_right, perplexity(word_loss), token_right, perplexity(token_loss))
 
 
-@torch.inference_mode()
-def _targets(model: GPT2, batch: Batch) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _targets(model: GPT2, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
     """For each passage, of each token of its last word: the loss in nats, and whether it is the likeliest token."""
-    device = model.device
-    inputs = torch.zeros(len(batch), max(len(ids) for ids, _ in batch), dtype=torch.long)
-    for b, (ids, _) in enumerate(batch):
-        inputs[b, : len(ids)] = torch.tensor(ids)  # the padding comes after them, where no token sees it
-    hidden = model.hidden(inputs.to(device))
-    words = [torch.tensor(ids[-word:]) for ids, word in batch]
+    # The padding comes after the passage, where no token sees it.
+    inputs = pad_sequence([torch.tensor(ids) for ids, _ in batch], batch_first=True).to(model.device)
+    hidden = model.hidden(inputs)
     before = [hidden[b, len(ids) - word - 1 : len(ids) - 1] for b, (ids, word) in enumerate(batch)]
-    logits, targets = model.embedding.logits(torch.cat(before)).float(), torch.cat(words).to(device)
+    logits = model.embedding.logits(torch.cat(before)).float()
+    targets = torch.cat([torch.tensor(ids[-word:]) for ids, word in batch]).to(model.device)
     losses = F.cross_entropy(logits, targets, reduction="none").cpu()
     right = (logits.argmax(-1) == targets).cpu()
     lengths = [word for _, word in batch]
-    return list(zip(losses.split(lengths), right.split(lengths), strict=True))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    return zip(losses.split(lengths), right.split(lengths), strict=True)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpt2_ablate.evaluation.flops import receptive_field
 from gpt2_ablate.model import GPT2, GPT2Config, KVCache
 from gpt2_ablate.model.parts import resolve
 
@@ -100,10 +101,9 @@ def causality(model: GPT2) -> str | None:
 @torch.no_grad()
 def window(model: GPT2) -> str | None:
     """Nothing beyond the windows of all layers is seen."""
-    spans = [mask.span for mask in model.config.masks if not mask.global_tokens]
-    if len(spans) < model.config.n_layer or None in spans:
+    field = receptive_field(model.config)
+    if field is None or any(mask.global_tokens for mask in model.config.masks):
         return None
-    field = 1 + sum(span - 1 for span in spans if span is not None)
     length = _longest(model, field + 4)
     ids = _ids(model, 1, length)
     other = ids.clone()
@@ -168,8 +168,7 @@ def _ids(model: GPT2, batch_size: int, length: int = TOKENS) -> Tensor:
 
 
 def _longest(model: GPT2, length: int) -> int:
-    longest = model.positions.max_length
-    return min(length, model.config.block_size if longest is None else min(longest, model.config.block_size))
+    return min(length, model.config.block_size, model.positions.max_length or length)
 
 
 def _differ(a: Tensor, b: Tensor, tolerance: float) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +40,18 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
-@torch.inference_mode()
+@contextmanager
+def evaluation_mode(model: GPT2) -> Iterator[None]:
+    """Without dropout and gradients; afterwards the model is in the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
 def score(model: GPT2, ids: np.ndarray, block_size: int, batch_size: int = 8, separate_documents: bool = False) -> Score:
     """Score token ids [N] in consecutive windows of `block_size`; every token but the first counts once.
 
@@ -48,18 +61,12 @@ def score(model: GPT2, ids: np.ndarray, block_size: int, batch_size: int = 8, se
     Raises:
         UserError: the text is shorter than a window, or the window longer than the model can encode.
     """
-    device = model.device
-    total = torch.zeros(block_size, dtype=torch.float64, device=device)
-    count = torch.zeros(block_size, dtype=torch.float64, device=device)
+    total, count = torch.zeros(2, block_size, dtype=torch.float64, device=model.device)
     batches = EvaluationBatches(ids, block_size, batch_size)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         for n in range(len(batches)):
-            inputs, targets = (x.to(device) for x in batches[n])
+            inputs, targets = (x.to(model.device) for x in batches[n])
             hidden = model.hidden(inputs, documents=number_documents(inputs) if separate_documents else None)
             total += model.embedding.token_losses(hidden, targets).sum(0)
             count += (targets != IGNORED).sum(0)
-    finally:
-        model.train(was_training)
     return Score(float(total.sum() / count.sum()), (total / count.clamp(min=1)).cpu().numpy())

@@ -12,17 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2_ablate.data.batches import IGNORED
 from gpt2_ablate.data.tokenizer import load_tokenizer
 from gpt2_ablate.errors import UserError
-from gpt2_ablate.evaluation.perplexity import perplexity
+from gpt2_ablate.evaluation.perplexity import evaluation_mode, perplexity
 from gpt2_ablate.model import GPT2
 
 BATCH_SIZE = 8  # windows
 
-Watch = Callable[[Sequence[tuple[Tensor, Tensor]]], Iterable[tuple[Tensor, Tensor]]]
+Watch = Callable[[Sequence[Tensor]], Iterable[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -137,44 +138,20 @@ def strided_loss(
     if len(ids) < 2:
         raise UserError(f"text: {len(ids)} tokens leave nothing to predict; give a longer text")
 
-    device = model.device
+    window = min(window, len(ids))
+    windows = 1 + -(-(len(ids) - window) // stride)  # the last is the first that reaches the end, and is padded
+    padded = F.pad(ids, (0, (windows - 1) * stride + window - len(ids)), value=IGNORED)
+    batches = padded.unfold(0, window, stride).split(BATCH_SIZE)  # views [B, T]
     total, count = 0.0, 0
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for inputs, targets in watch(_Windows(ids, min(window, len(ids)), stride)):
-                hidden = model.hidden(inputs.to(device))
-                counted = targets != IGNORED
-                losses = model.embedding.token_losses(hidden[counted.to(device)], targets[counted].to(device))
-                total += float(losses.double().sum())
-                count += len(losses)
-    finally:
-        model.train(was_training)
+    with evaluation_mode(model):
+        for n, batch in enumerate(watch(batches)):
+            tokens = batch.to(model.device)
+            is_predicted = tokens != IGNORED
+            is_predicted[:, : max(1, window - stride)] = False
+            if n == 0:
+                is_predicted[0, 1:] = True  # by the first window all but the first token
+            hidden = model.hidden(tokens.clamp(min=0))[:, :-1]
+            losses = model.embedding.token_losses(hidden[is_predicted[:, 1:]], tokens[is_predicted])
+            total += float(losses.double().sum())
+            count += len(losses)
     return total / count, count
-
-
-class _Windows(Sequence[tuple[Tensor, Tensor]]):
-    """Batch n of the windows: inputs [B, T], and targets [B, T], IGNORED where an earlier window predicts."""
-
-    def __init__(self, ids: Tensor, window: int, stride: int):
-        self.ids, self.window, self.stride = ids, window, stride
-        # The last window is the first that reaches the end.
-        self.windows = 1 + -(-(len(ids) - window) // stride)
-
-    def __len__(self) -> int:
-        return -(-self.windows // BATCH_SIZE)
-
-    def __getitem__(self, n):  # type: ignore[no-untyped-def]
-        if not 0 <= n < len(self):
-            raise IndexError(n)
-        numbers = range(n * BATCH_SIZE, min((n + 1) * BATCH_SIZE, self.windows))
-        inputs = torch.zeros(len(numbers), self.window, dtype=torch.long)
-        targets = torch.full_like(inputs, IGNORED)
-        for b, number in enumerate(numbers):
-            start = number * self.stride
-            text = self.ids[start : start + self.window]  # the last may be shorter, and is padded
-            inputs[b, : len(text)] = text
-            first = max(1, self.window - self.stride) if number else 1  # of the tokens that no earlier window predicts
-            targets[b, first - 1 : len(text) - 1] = text[first:]
-        return inputs, targets

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -77,22 +78,17 @@ def hidden_states(pair: Pair) -> Check:
     ours = _residual_streams(pair.model, text)
     with torch.inference_mode():
         expected = list(pair.reference.transformer(text, output_hidden_states=True).hidden_states)
-        # transformers returns no output of the last block, but that of the last norm.
         after = ["the embeddings", *(f"block {n}" for n in range(1, len(expected) - 1)), "the last norm"]
-        del ours[-2]
         worst, difference = _worst(dict(zip(after, map(_relative, ours, expected), strict=True)))
-    found, wanted = (
-        f"{difference:.1e} of the largest, after {worst}",
-        f"at most {HIDDEN_LIMIT:.0e} after each of {len(after)} layers",
-    )
-    return Check(f"hidden states, {text.shape[1]:,} tokens", found, wanted, difference <= HIDDEN_LIMIT)
+    name, places = f"hidden states, {text.shape[1]:,} tokens", f" after each of {len(after)} layers"
+    return _at_most(HIDDEN_LIMIT, name, difference, f" of the largest, after {worst}", places)
 
 
 def logits(pair: Pair) -> Check:
     """Logits in fp32."""
     ours, expected = _logits(pair, 1)
     difference = float((ours - expected).abs().max())
-    return Check("logits, fp32", f"{difference:.1e}", f"at most {LOGITS_LIMIT:.0e}", difference <= LOGITS_LIMIT)
+    return _at_most(LOGITS_LIMIT, "logits, fp32", difference)
 
 
 def exact_logits(pair: Pair) -> Check:
@@ -102,8 +98,7 @@ def exact_logits(pair: Pair) -> Check:
     difference = _relative(*_logits(pair, 2))
     for model in (pair.model, pair.reference):
         model.float()  # exact: the weights were fp32 before
-    found, wanted = f"{difference:.1e} of the largest", f"at most {EXACT_LIMIT:.0e}"
-    return Check("logits, fp64", found, wanted, difference <= EXACT_LIMIT)
+    return _at_most(EXACT_LIMIT, "logits, fp64", difference, " of the largest")
 
 
 def gradients(pair: Pair) -> Check:
@@ -116,11 +111,8 @@ def gradients(pair: Pair) -> Check:
     pair.model.zero_grad()
     pair.reference.zero_grad()
     worst, difference = _worst({name: _relative(ours.get(name), gradient) for name, gradient in expected.items()})
-    found, wanted = (
-        f"{difference:.1e} of the largest, in {worst}",
-        f"at most {GRADIENT_LIMIT:.0e} in each of {len(expected)} tensors",
-    )
-    return Check("gradients of the loss", found, wanted, difference <= GRADIENT_LIMIT)
+    places = f" in each of {len(expected)} tensors"
+    return _at_most(GRADIENT_LIMIT, "gradients of the loss", difference, f" of the largest, in {worst}", places)
 
 
 def greedy_text(pair: Pair) -> Check:
@@ -149,6 +141,10 @@ def published_text(pair: Pair) -> Check:
     return Check(name, "the same", wanted, True)
 
 
+def _at_most(limit: float, name: str, difference: float, found: str = "", wanted: str = "") -> Check:
+    return Check(name, f"{difference:.1e}{found}", f"at most {limit:.0e}{wanted}", difference <= limit)
+
+
 def _text(pair: Pair, B: int, T: int = TOKENS) -> Tensor:
     """Random token ids [B, T], always the same; T is at most the model's context."""
     shape, generator = (B, min(T, pair.model.config.block_size)), torch.Generator().manual_seed(B)
@@ -156,16 +152,12 @@ def _text(pair: Pair, B: int, T: int = TOKENS) -> Tensor:
 
 
 def _residual_streams(model: GPT2, text: Tensor) -> list[Tensor]:
-    """[B, T, C] before the first block, after each block, and after the last norm."""
+    """[B, T, C] before each block, and after the last norm: as transformers returns them, without the last block's output."""
     found: list[Tensor] = []
-    hooks = [model.blocks[0].register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))]
-    hooks += [block.register_forward_hook(lambda module, inputs, output: found.append(output)) for block in model.blocks]
-    try:
-        with torch.inference_mode():
-            last = model.hidden(text)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, torch.inference_mode():
+        for block in model.blocks:
+            hooks.enter_context(block.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0])))
+        last = model.hidden(text)
     return [*found, last]
 
 

@@ -63,25 +63,25 @@ class TestTheBaseline:
 
     def test_steps_are_timed_side_by_side(self, fields):
         told = Told()
-        found = training.training_speeds(fields, 2, False, 3, "cpu", told)
+        found = training.training_speeds(fields, 2, False, 3, CPU, told)
         assert in_order(found["ours"]) and in_order(found["transformers"]) and in_order(found["ratio"])
         assert 0 < found["share_of_peak"]["median"] < 1.5 and told[-1].endswith("5/5")
 
     def test_generation_is_timed_side_by_side(self, fields):
-        found = decoding.against_generate(fields, "float32", 8, 4, 2, "cpu", Told())
+        found = decoding.against_generate(fields, "float32", 8, 4, 2, CPU, Told())
         for key in ("ours", "transformers", "ratio", "share_of_read", "our_prompt", "their_prompt", "prompt_ratio"):
             assert in_order(found[key]), key
 
 
 def test_the_limits_of_the_machine():
-    found = hardware.machine_limits("cpu", 2, Told())
+    found = hardware.machine_limits(CPU, 2, Told())
     assert set(found) == {"float32", "bfloat16", "copy", "read"} and all(map(in_order, found.values()))
     assert 1e9 < found["float32"]["median"] < 1e15 and 1e8 < found["read"]["median"] < 1e13
 
 
 def test_attention_at_two_lengths(monkeypatch):
     monkeypatch.setattr(attention, "TOKENS", 2048)
-    found = attention.attention_speeds(2, 8, [1024, 2048], 2, "cpu", Told())
+    found = attention.attention_speeds(2, 8, [1024, 2048], 2, CPU, Told())
     assert set(found["exponent"]) == {*attention.patterns(2), attention.SDPA}
     for name, by_length in found["seconds_per_token"].items():
         assert set(by_length) == {"1024", "2048"} and found["times_sdpa"][name]["1024"]["median"] > 0
@@ -94,13 +94,13 @@ def test_a_quadratic_cost_has_the_exponent_2():
 
 
 def test_the_cache_is_counted_by_variant_and_context():
-    found = decoding.by_context({"baseline": TINY, "both": ROTARY}, [16, 32], 3, 2, "cpu", Told())
+    found = decoding.by_context({"baseline": TINY, "both": ROTARY}, [16, 32], 3, 2, CPU, Told())
     assert all(in_order(row[c]) for row in found.values() for c in ("16", "32"))
     assert found["both"]["32"]["cache_bytes"] == found["both"]["16"]["cache_bytes"] < found["baseline"]["16"]["cache_bytes"]
 
 
 def test_a_long_text_through_a_window():
-    found = decoding.far_past_the_window(ROTARY, 60, 20, 2, "cpu", Told())
+    found = decoding.far_past_the_window(ROTARY, 60, 20, 2, CPU, Told())
     rows = found["stretches"]
     assert [row["tokens"] for row in rows] == [20, 40, 60] and len({row["cache_bytes"] for row in rows}) == 1
     assert in_order(found["late_against_early"])

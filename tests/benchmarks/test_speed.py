@@ -8,8 +8,8 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 import torch
 
+from gpt2_ablate.benchmarks.measurements import decoding_speed, training_speed
 from gpt2_ablate.benchmarks.training import peak_memory, training_step
-from gpt2_ablate.benchmarks.variants import decoding_speed, training_speed
 from gpt2_ablate.model import GPT2, GPT2Config
 
 SMALL = dict(vocab_size=97, block_size=48, n_layer=1, n_head=2, n_embd=16)

@@ -12,7 +12,7 @@ def measure(tmp_path):
     """A function that measures as a study does; what it told is in measure.told."""
 
     def run(what, *args):
-        name = f"gpt2_ablate.benchmarks.variants:{what}"
+        name = f"gpt2_ablate.benchmarks.measurements:{what}"
         return process.run_in_child(name, *args, log=tmp_path / "log", on_progress=run.told.append, tick=lambda: None)
 
     run.told = []

@@ -216,12 +216,12 @@ class TestPublishedText:
 class TestOpening:
     @pytest.mark.parametrize("safe", [True, False])
     def test_a_hf_folder_is_read_by_transformers(self, tmp_path, monkeypatch, safe):
-        theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**TINY))
+        reference = transformers.GPT2LMHeadModel(transformers.GPT2Config(**TINY))
         if safe:
-            theirs.save_pretrained(tmp_path / "gpt2")
+            reference.save_pretrained(tmp_path / "gpt2")
         else:
-            theirs.config.save_pretrained(tmp_path / "gpt2")
-            torch.save(theirs.state_dict(), tmp_path / "gpt2" / "pytorch_model.bin")
+            reference.config.save_pretrained(tmp_path / "gpt2")
+            torch.save(reference.state_dict(), tmp_path / "gpt2" / "pytorch_model.bin")
         monkeypatch.setattr(hf_reference, "reference_of", None)  # not used
         pair = open_pair(str(tmp_path / "gpt2"))
         assert verification.weights(pair).passed and "124M" in pair.why_not_original
@@ -245,8 +245,9 @@ class TestOpening:
         pair = open_pair()
         assert pair.weights == "gpt2" and verification.weights(pair).passed and pair.model.config.n_embd == 32
 
-    def test_without_weights_they_are_random_and_said_to_be(self):
-        pair = open_pair(random_sizes=TINY)
+    def test_without_weights_they_are_random_and_said_to_be(self, monkeypatch):
+        monkeypatch.setattr(hf_reference, "random_pair", lambda: random_pair(TINY))
+        pair = open_pair()
         assert "random" in pair.weights and pair.why_not_original
         assert "not present" in verification.published_text(pair).found
 

@@ -13,7 +13,7 @@ def own_processes():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", cache_home())
         patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-        process.prepare(["gpt2_ablate.study.worker", "gpt2_ablate.benchmarks.variants"])
+        process.prepare(["gpt2_ablate.study.worker", "gpt2_ablate.benchmarks.measurements"])
         yield
 
 
