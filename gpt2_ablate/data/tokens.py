@@ -65,8 +65,8 @@ def tokenise(corpus: Corpus, folder: Path | None = None) -> dict[str, Tokens]:
             partial = folder / f"{key}.partial"
             for stale in (target, partial):
                 shutil.rmtree(stale, ignore_errors=True)
-            partial.mkdir()
             try:
+                partial.mkdir()
                 _write(corpus, partial)
                 partial.rename(target)
             finally:
@@ -116,15 +116,13 @@ def _encode(documents: Iterable[str], file: Path) -> dict[str, int]:
                 out.write(np.asarray([*ids, END_OF_TEXT_ID], dtype=DTYPE).tobytes())  # tofile hides a full disk
                 size["tokens"] += len(ids) + 1
 
-        batch, batch_bytes = [], 0
+        batch, flushed = [], 0
         for document in documents:
-            length = len(document.encode("utf-8"))
             batch.append(document)
-            batch_bytes += length
-            size["bytes"] += length
-            if batch_bytes >= BATCH_BYTES:
+            size["bytes"] += len(document.encode("utf-8"))
+            if size["bytes"] - flushed >= BATCH_BYTES:
                 flush(batch)
-                batch, batch_bytes = [], 0
+                batch, flushed = [], size["bytes"]
         flush(batch)
     return size
 
