@@ -8,7 +8,7 @@ A corpus is named by one string:
 - `dataset:NAME` or `dataset:NAME:CONFIGURATION`: a hub or local data set, its documents in one column.
 
 Text files are read here and not by `datasets`, whose text builder turns CRLF and CR into LF, which are other tokens, and takes
-three to five times the memory.
+two to five times the memory.
 """
 
 from __future__ import annotations
@@ -38,17 +38,11 @@ BLOCK_BYTES = 1 << 20  # read at a time
 
 @dataclass(frozen=True)
 class Corpus:
-    """A source of documents.
+    """A source of documents."""
 
-    Attributes:
-        name: as the user gave it.
-        digest: changes when the text, or the way that it is split, does.
-        documents: split -> the documents of that split, read again at each call; those under `None` are still to be divided
-            into the splits that are not named.
-    """
-
-    name: str
-    digest: str
+    name: str  # as the user gave it
+    digest: str  # changes when the text, or the way that it is split, does
+    # Split -> its documents, read again at each call; those under None are still to be divided into the splits not named.
     documents: dict[str | None, Callable[[], Iterable[str]]]
 
 

@@ -25,15 +25,10 @@ DTYPE = np.uint16  # GPT-2 has fewer than 65,536 ids
 
 @dataclass(frozen=True)
 class Tokens:
-    """One split of a corpus.
+    """One split of a corpus."""
 
-    Attributes:
-        ids: token ids [N] as uint16, memory-mapped; each document is followed by <|endoftext|>.
-        bytes: length of the text in UTF-8, <|endoftext|> counting none; turns a loss into bits per byte.
-    """
-
-    ids: np.ndarray
-    bytes: int
+    ids: np.ndarray  # token ids [N] as uint16, memory-mapped; each document is followed by <|endoftext|>
+    bytes: int  # length of the text in UTF-8, <|endoftext|> counting none; turns a loss into bits per byte
 
     @property
     def bytes_per_token(self) -> float:
