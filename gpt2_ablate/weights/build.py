@@ -106,7 +106,7 @@ def read_weights(
             if name == "embedding.weight" and whole and found.dtype == weight.dtype:
                 weight.set_(found)  # type: ignore[call-overload]
             else:
-                piece.copy_(found)
+                piece.t().copy_(found.t())  # where the two differ, in the weight's order: faster than in the file's
         if name == "embedding.weight" and head in names:
             tensor = read(head, tuple(weight.shape))
             if not torch.equal(weight.to(tensor.dtype), tensor):
@@ -125,9 +125,8 @@ def read_weights(
 
 
 def _check_numbers(tensor: Tensor, where: str) -> None:
-    plain = tensor.layout == torch.strided and not tensor.is_meta
-    if tensor.dtype not in NUMBERS or not plain:
-        found = tensor.dtype if plain else "no numbers, on the meta device" if tensor.is_meta else tensor.layout
+    if tensor.dtype not in NUMBERS or tensor.layout != torch.strided or tensor.is_meta:
+        found = f"{tensor.dtype}, {tensor.layout}, on the device {tensor.device}"
         raise UserError(f"{where}: holds {found}; weights have to be dense numbers in {', '.join(NUMBERS.values())}")
     low, high = tensor.aminmax()  # NaN if one number is; without a copy of the tensor
     if not (low.isfinite() and high.isfinite()):

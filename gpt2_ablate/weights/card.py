@@ -18,17 +18,11 @@ def model_card(model: GPT2, architecture: Architecture, record: dict[str, Any] |
     Args:
         record: of the run that trained the model.
     """
-    record = record or {}
-    settings = record.get("config") or {}
     return markdown.render(
         markdown.environment(Path(__file__).parent),
         "model_card.md.j2",
         config=model.config,
         architecture=architecture.class_name,
         parameters=sum(p.numel() for p in model.parameters()),
-        record=record,
-        data=settings.get("data") or {},
-        trainer=settings.get("trainer") or {},
-        environment=record.get("environment") or {},
-        metrics={name: value for name, value in (record.get("metrics") or {}).items() if isinstance(value, int | float)},
+        record=record or {},
     )

@@ -1,10 +1,6 @@
 """The architectures of `transformers` that compute what one of our variants computes: their names of tensors and settings.
 
-One table serves both directions, reading and writing. A block of ours is
-
-- GPT-2's, with learned positions and as many key/value heads as query heads;
-- GPTBigCode's (`multi_query`), with learned positions and one key/value head;
-- Starcoder2's, with rotary positions, any number of key/value heads and any window.
+One table serves both directions, reading and writing; which variant is which is in `export_huggingface`.
 """
 
 from __future__ import annotations
@@ -25,34 +21,20 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Architecture:
-    """One of transformers' architectures.
+    """One of transformers' architectures."""
 
-    Attributes:
-        model_type, class_name: as config.json names it.
-        prefix: of all tensors but the head, in files that were written with the head.
-        names: our module -> its name. N is the layer, ? one of q, k and v where it keeps them apart.
-        transposed: whether projections are stored [in, out]; ours are [out, in].
-        sizes: field of `GPT2Config` -> its key in config.json.
-        constants: key -> the values that make our function; the first is written, and is meant where the key is missing.
-        mlp_width: the key of 4 C.
-        dropout: the keys of our one probability.
-        fields: the other fields of `GPT2Config` that it has settings for.
-        read_fields: config.json -> those fields.
-        write_fields: a config -> their keys and values.
-    """
-
-    model_type: str
+    model_type: str  # as config.json names it, and so is the next
     class_name: str
-    prefix: str
-    names: dict[str, str]
-    transposed: bool
-    sizes: dict[str, str]
-    constants: dict[str, tuple[Any, ...]]
-    mlp_width: str
-    dropout: tuple[str, ...]
-    fields: frozenset[str] = frozenset()
-    read_fields: Callable[[Settings], Settings] = lambda settings: {}
-    write_fields: Callable[[GPT2Config], Settings] = lambda config: {}
+    prefix: str  # of all tensors but the head, in files that were written with the head
+    names: dict[str, str]  # our module -> its name; N is the layer, ? one of q, k and v where it keeps them apart
+    transposed: bool  # whether projections are stored [in, out]; ours are [out, in]
+    sizes: dict[str, str]  # field of GPT2Config -> its key in config.json
+    constants: dict[str, tuple[Any, ...]]  # key -> values of our function; the first is written, and meant where there is none
+    mlp_width: str  # the key of 4 C
+    dropout: tuple[str, ...]  # the keys of our one probability
+    fields: frozenset[str] = frozenset()  # of GPT2Config, beside sizes, heads and dropout
+    read_fields: Callable[[Settings], Settings] = lambda settings: {}  # config.json -> these fields
+    write_fields: Callable[[GPT2Config], Settings] = lambda config: {}  # a config -> their keys and values
 
     def pieces(self, name: str, weight: Tensor, config: GPT2Config) -> dict[str, Tensor]:
         """The tensors that our weight `name` is there, by their names and in their layout: views of the weight."""
@@ -103,22 +85,19 @@ def _read_starcoder2(settings: Settings) -> Settings:
     for key in STARCODER2_SIZES.values():  # its defaults are not ours
         if key not in settings:
             raise UserError(f"{key}: is not there; give the size of the model")
-    block_size = settings["max_position_embeddings"]
-    return {"positions": "rotary", "window": settings.get("sliding_window"), **_read_rope(settings, block_size)}
-
-
-def _read_rope(settings: Settings, block_size: int) -> Settings:
     # Before transformers 5 the base stood beside the scaling.
     found = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
     if not isinstance(found, dict):
         raise UserError(f"rope_parameters: {found!r} has to be an object with rope_type and rope_theta")
     rope = dict(found)
     kind = rope.pop("rope_type", rope.pop("type", "default"))
-    fields = {"rope_base": rope.pop("rope_theta", settings.get("rope_theta", GPT2Config.rope_base))}
+    fields = {"positions": "rotary", "window": settings.get("sliding_window")}
+    fields["rope_base"] = rope.pop("rope_theta", settings.get("rope_theta", GPT2Config.rope_base))
     if kind in ("linear", "yarn"):
         fields |= {"rope_scaling": kind, "rope_factor": rope.pop("factor", None)}
-    if kind == "yarn" and rope.get("original_max_position_embeddings") == block_size / (fields["rope_factor"] or 1):
-        rope.pop("original_max_position_embeddings")
+    trained = "original_max_position_embeddings"
+    if kind == "yarn" and rope.get(trained) == settings["max_position_embeddings"] / (fields["rope_factor"] or 1):
+        del rope[trained]
     if kind not in ("default", "linear", "yarn") or rope:
         raise UserError(f"rope_parameters: {found!r} scales positions as no variant here does; rope_type has to be 'default'")
     return fields

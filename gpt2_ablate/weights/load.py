@@ -24,8 +24,8 @@ CONSTANTS = r"h\.\d+\.attn\.(bias|masked_bias)|layers\.\d+\.self_attn\.rotary_em
 def load_pretrained(source: str | Path, download: bool = True) -> GPT2:
     """The model that `source` holds, in fp32 and in evaluation mode.
 
-    Memory peaks at little more than the weights: they are read one by one into the place where they stay. Dropout is a
-    matter of training, not of weights: it is 0 unless a model.json of ours says otherwise.
+    Memory peaks at little more than the weights, if the file has no wider numbers: they are read one by one into the place
+    where they stay. Dropout is a matter of training, not of weights: it is 0 unless a model.json of ours says otherwise.
 
     A flipped bit is refused where the file can be checked: what we wrote (folders of ours and exports) has checksums, as
     have PyTorch files that are zip files; a file in the cache of the hub is named by its sha256. In other files, as

@@ -44,17 +44,11 @@ def _reading(what: str, *errors: type[Exception], problem: str = "cannot be read
 
 @dataclass(frozen=True)
 class Tensors:
-    """What a file or folder holds.
+    """What a file or folder holds."""
 
-    Attributes:
-        where: the file or folder, for messages.
-        shapes: of each tensor by its name.
-        read: name -> that tensor in the number format of the file, once, in memory that other tensors may share.
-    """
-
-    where: Path
-    shapes: dict[str, tuple[int, ...]]
-    read: Callable[[str], Tensor]
+    where: Path  # the file or folder, for messages
+    shapes: dict[str, tuple[int, ...]]  # of each tensor by its name
+    read: Callable[[str], Tensor]  # name -> the tensor in the file's number format, once, in memory that others may share
 
 
 def save_tensors(tensors: dict[str, Tensor], file: Path, **metadata: str) -> None:
