@@ -154,11 +154,12 @@ def _seeds(text: str) -> list[int]:
 
 def _ablate(options: argparse.Namespace) -> int:
     from gpt2_ablate.study.plan import load_plan
-    from gpt2_ablate.study.runner import run_study
 
     plan = load_plan(
         options.preset, options.variants, options.seeds, experiments=options.experiments, init=options.init, out=options.out
     )
+    from gpt2_ablate.study.runner import run_study  # imports torch, which a mistake above need not wait for
+
     runs = run_study(plan, options.out)
     _write_report(runs, options.out)
     return 0 if all(run["status"] == "finished" for run in runs) else 1

@@ -109,9 +109,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """The same for any head, whose own gradients autograd takes chunk by chunk, in the same pass too."""
 
     @staticmethod
-    def forward(
-        ctx: Any, logits_of: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, *parameters: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, logits_of: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, *parameters: Tensor) -> Tensor:
         counts = targets != IGNORED
         shares = counts.to(torch.promote_types(hidden.dtype, torch.float32)) / counts.sum()
         targets, R = targets.where(counts, 0), _rows(hidden)

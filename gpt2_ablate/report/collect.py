@@ -6,15 +6,12 @@ import math
 import shlex
 from collections.abc import Sequence
 
-from jinja2 import StrictUndefined
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.records import Record, is_number
 from gpt2_ablate.report import statistics
 from gpt2_ablate.report.facts import Cost, Effect, Missing, PeakMemory, Recovery, Study, Variant
 from gpt2_ablate.report.statistics import BASELINE, Estimate
-from gpt2_ablate.utils.markdown import FILTERS, paragraph
+from gpt2_ablate.utils.markdown import paragraph, sandbox
 
 COSTS = ("parameters_total", "training_flops_per_token", "kv_bytes_per_token", "kv_bytes_full")
 RANGE = ("", "_low", "_high")  # of a measured metric's names: median, and its ends
@@ -120,13 +117,11 @@ def _follow_the_loss(metrics: dict[str, dict[str, float]], split: str, runs: lis
 def _in_numbers(run: Record, problems: list[str]) -> list[str]:
     """The paragraphs of texts.in_numbers, each filled in from the run's own model configuration, metrics and kernels; one
     that cannot be filled in is left out, since a word in a YAML should not cost the report of a night of training."""
-    sandbox = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
-    sandbox.filters |= FILTERS
     known = {**run.metrics, **run.config.model.config.as_json(), "kernels": run.kernels}
     filled = []
     for text in filter(None, map(str.strip, run.texts.get("in_numbers", "").split("\n"))):
         try:
-            filled.append(paragraph(sandbox.from_string(text).render(known)))
+            filled.append(paragraph(sandbox().from_string(text).render(known)))
         except Exception as error:  # a template can fail in as many ways as Python
             reason = " ".join(str(error).split()) or type(error).__name__
             problems.append(f"{run.variant}: in_numbers: {reason}; left out of the report: {text}")

@@ -151,6 +151,10 @@ class Variant:
         return [name for name, c in self._traded.items() if abs(c) < NEXT_TO_NOTHING]
 
     @property
+    def costs_the_same(self) -> bool:
+        return not any(self._traded.values())
+
+    @property
     def _traded(self) -> dict[str, float]:
         changes = {name: self.costs[name].change for name in TRADED if name in self.costs}
         return {name: change for name, change in changes.items() if change is not None}

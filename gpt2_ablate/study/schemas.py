@@ -11,12 +11,14 @@ from typing import (
 )
 
 import yaml
+from jinja2 import TemplateError
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.utils.io import first_problem
+from gpt2_ablate.utils.markdown import sandbox
 
 EXAMPLE = "experiments/presets/cpu.yaml"
 CHANGES = ["rope", "gqa", "swa"]  # what a preset that names no variants studies
@@ -42,12 +44,21 @@ def _all_different(names: list[str]) -> list[str]:
     return names
 
 
+def _compiles(text: str) -> str:
+    try:
+        sandbox().compile(text)
+    except TemplateError as error:
+        raise PydanticCustomError("template", f"Input should be a template: {error.message}") from None  # type: ignore[arg-type]
+    return text
+
+
 _NONE_IS_EMPTY = BeforeValidator(lambda value: {} if value is None else value)
 
 Count = Annotated[int, Field(ge=1, strict=True), _described("a whole number from 1")]
 Seed = Annotated[int, Field(ge=0, lt=2**32), _described(f"a whole number from 0 to {2**32 - 1}")]
 Share = Annotated[float, Field(gt=0, le=1), _described("a number above 0, up to 1")]
 Text = Annotated[str, Field(min_length=1), _described("a text")]
+Template = Annotated[Text, AfterValidator(_compiles)]
 Names = Annotated[list[Text], AfterValidator(_all_different), _described("a list of different names")]
 Mapping = Annotated[dict[str, Any], _NONE_IS_EMPTY, _described("keys and values")]
 
@@ -121,7 +132,7 @@ class VariantFile(Schema):
     title: Text | None = None
     paper: Text | None = None
     idea: Text | None = None
-    in_numbers: Text | None = None
+    in_numbers: Template | None = None
     challenges: Text | None = None
     worth: Text | None = None
 
@@ -147,7 +158,8 @@ def read(file: Path, schema: type[S], **instead: Any) -> S:
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); give the path of a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: is not YAML ({' '.join(str(error).split())}); correct it") from error
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or " ".join(str(error).split())
+        raise UserError(f"{file}{f':{mark.line + 1}' if mark else ''}: is not YAML ({problem}); correct it") from error
     if not isinstance(content, dict):
         raise UserError(f"{file}: should be keys and values, as in {EXAMPLE}")
     for key in content:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import FileSystemLoader, StrictUndefined
-from jinja2.sandbox import SandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
 
 DASH = "–"
 RAW = ("```", "---")  # what stands between two such lines stays as it is
@@ -76,10 +76,10 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def change(share: float | None) -> str:
-    """-0.125 as −12.5 %, next to nothing as unchanged, None as new."""
-    if share is None:
-        return "new"
-    return "unchanged" if abs(share) < 0.0005 else f"{signed(100 * share, 1)} %"
+    """-0.125 as −12.5 %, a trace as under 0.1 %, 0 as unchanged, None as new."""
+    if not share:
+        return "new" if share is None else "unchanged"
+    return f"{signed(100 * share, 1)} %" if abs(share) >= 0.0005 else f"under 0.1 % {'more' if share > 0 else 'less'}"
 
 
 def listing(items: Iterable[Any]) -> str:
@@ -109,6 +109,13 @@ FILTERS = {
     "cell": lambda value: str(value).replace("|", r"\|").replace("\n", " "),
     "unfenced": lambda text: text.replace("```", "ʼʼʼ").strip(),
 }  # fmt: skip
+
+
+def sandbox() -> ImmutableSandboxedEnvironment:
+    """Jinja2 for a text with places to fill in, with the filters that the reports have."""
+    made = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
+    made.filters |= FILTERS
+    return made
 
 
 def environment(templates: Path) -> SandboxedEnvironment:
