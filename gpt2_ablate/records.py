@@ -99,15 +99,10 @@ class Environment(Section):
 
 
 class Invocation(Section):
-    """How the study was started.
+    """How the study was started."""
 
-    Attributes:
-        at_once: how many runs were trained side by side.
-        variants: those that the preset trains where nobody chooses some.
-    """
-
-    at_once: Count = 1
-    variants: list[str] | None = None
+    at_once: Count = 1  # how many runs were trained side by side
+    variants: list[str] | None = None  # those that the preset trains where nobody chooses some
 
 
 class PositionLoss(Section):
@@ -130,11 +125,7 @@ class Record(Section):
     """One run. Only variant, seed and status are required, and of a finished run metrics.validation_loss (nats per token).
 
     Attributes:
-        factors: the changes that the variant is made of; None: the report goes by its name.
-        order: where the variant stands in tables.
-        texts: what the variant's YAML tells the reader.
         curves: of losses, {"train" | "validation": [[step, nats]]}.
-        tensors: name -> shape.
         hf_architecture: the class of transformers that computes the same function; None: there is none.
     """
 
@@ -145,14 +136,14 @@ class Record(Section):
     config: Config = Config()
     metrics: dict[str, Any] = {}
     environment: Environment = Environment()
-    texts: dict[str, str] = {}
-    factors: list[str] | None = None
-    order: int = 1000
+    texts: dict[str, str] = {}  # what the variant's YAML tells the reader
+    factors: list[str] | None = None  # the changes that the variant is made of; None: the report goes by its name
+    order: int = 1000  # where the variant stands in tables
     curves: dict[str, list[Annotated[list[Number | None], Field(min_length=2, max_length=2)]]] = {}
     loss_by_position: list[PositionLoss] = []
     loss_by_position_beyond: list[PositionLoss] = []
     cost_by_context: list[ContextCost] = []
-    tensors: dict[str, list[int]] = {}
+    tensors: dict[str, list[int]] = {}  # name -> shape
     sample: str = ""
     kernels: list[str] = []
     error: str = ""

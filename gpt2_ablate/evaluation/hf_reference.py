@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.model import GPT2, GPT2Config
 from gpt2_ablate.weights import export_huggingface, load_pretrained
-from gpt2_ablate.weights.hf_architectures import ARCHITECTURES
 from gpt2_ablate.weights.hub import fetch, hub_name
 
 
@@ -23,14 +21,12 @@ class Pair:
     """The same weights in two implementations.
 
     Attributes:
-        weights: where they come from.
-        reference: transformers' GPT2LMHeadModel.
         why_not_original: why they are not the released 124M weights; empty if they are, as far as source and sizes say.
     """
 
-    weights: str
+    weights: str  # where they come from
     model: GPT2
-    reference: Any
+    reference: Any  # transformers' GPT2LMHeadModel
     why_not_original: str = "weights not present"
 
 
@@ -82,15 +78,6 @@ def reference_of(model: GPT2) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         export_huggingface(model, folder)
         return _open(Path(folder))
-
-
-def renamed(tensors: dict[str, Tensor], config: GPT2Config) -> dict[str, Tensor]:
-    """Tensors by our names -> by transformers' names, projections transposed to its [in, out]."""
-    gpt2, result = ARCHITECTURES["gpt2"], {}
-    for name, tensor in tensors.items():
-        place = gpt2.place(name, tuple(tensor.shape), config)
-        result[gpt2.prefix + place.names[0]] = tensor.t() if place.transposed else tensor
-    return result
 
 
 def _transformers() -> Any:

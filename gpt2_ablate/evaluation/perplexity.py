@@ -19,11 +19,11 @@ class Score:
     """Loss on a text.
 
     Attributes:
-        loss: mean cross-entropy in nats per token.
-        by_position: [T], the same for each position in the context: entry t is the mean loss of predictions from t + 1 tokens.
+        by_position: [T], the same for each position in the context: entry t is the mean loss of predictions from t + 1
+            tokens.
     """
 
-    loss: float
+    loss: float  # mean cross-entropy in nats per token
     by_position: np.ndarray
 
     @property

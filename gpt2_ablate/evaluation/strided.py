@@ -34,13 +34,11 @@ class TextScore:
     without overlap the first of each window) count as the mean.
 
     Attributes:
-        loss: mean cross-entropy in nats of the tokens that were predicted.
-        predicted: their number.
         tokens, bytes, characters, words: of the text; words are separated by white space.
     """
 
-    loss: float
-    predicted: int
+    loss: float  # mean cross-entropy in nats of the tokens that were predicted
+    predicted: int  # their number
     tokens: int
     bytes: int
     characters: int

@@ -18,8 +18,11 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from gpt2_ablate.data.tokenizer import load_tokenizer
-from gpt2_ablate.evaluation.hf_reference import Pair, renamed
+from gpt2_ablate.evaluation.hf_reference import Pair
 from gpt2_ablate.model import GPT2, GPT2Config, generate
+from gpt2_ablate.weights.hf_architectures import ARCHITECTURES
+
+renamed = ARCHITECTURES["gpt2"].renamed
 
 # Parameters of the released models.
 PARAMETERS = {"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200}
@@ -41,16 +44,12 @@ TOKENS, NEW_TOKENS, PROMPTS = 128, 24, 4
 
 @dataclass(frozen=True)
 class Check:
-    """The result of one comparison.
-
-    Attributes:
-        passed: None if it could not be made, which is no pass; `found` says why.
-    """
+    """The result of one comparison."""
 
     name: str
     found: str
     wanted: str
-    passed: bool | None
+    passed: bool | None  # None if it could not be made, which is no pass; `found` says why
 
 
 def parameters(pair: Pair) -> Check:
@@ -64,7 +63,10 @@ def parameters(pair: Pair) -> Check:
 
 def weights(pair: Pair) -> Check:
     """Every number of every weight tensor."""
-    ours, expected = renamed(dict(pair.model.named_parameters()), pair.model.config), dict(pair.reference.named_parameters())
+    ours, expected = (
+        renamed(dict(pair.model.named_parameters()), pair.model.config),
+        dict(pair.reference.named_parameters()),
+    )
     missing = ours.keys() ^ expected.keys()
     wrong = sorted(missing | {name for name in ours.keys() & expected.keys() if not torch.equal(ours[name], expected[name])})
     numbers = sum(p.numel() for p in expected.values())
@@ -106,7 +108,9 @@ def gradients(pair: Pair) -> Check:
     text = _text(pair, 2)
     pair.model.loss(text[:, :-1], text[:, 1:]).backward()
     pair.reference(text, labels=text).loss.backward()
-    ours = renamed({name: p.grad for name, p in pair.model.named_parameters() if p.grad is not None}, pair.model.config)
+    ours = ARCHITECTURES["gpt2"].renamed(
+        {name: p.grad for name, p in pair.model.named_parameters() if p.grad is not None}, pair.model.config
+    )
     expected = {name: p.grad for name, p in pair.reference.named_parameters()}
     pair.model.zero_grad()
     pair.reference.zero_grad()

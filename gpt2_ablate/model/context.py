@@ -18,21 +18,16 @@ class ForwardContext:
     """Made once a forward pass, and handed to every part of it.
 
     Attributes:
-        positions: [T], of the tokens in their row: what masks and caches count by.
         position_ids: [T], or [B, T] where a row holds several documents: positions in the document, which the positional
             encoding counts by.
-        document_starts: [B, T], the position at which each token's document starts; None: every row is one document.
-        encoding: the model's positional encoding.
-        cache: keys and values of earlier tokens; None: there are none, and none are kept.
-        shared: what one part leaves for later ones, by name.
     """
 
-    positions: Tensor
+    positions: Tensor  # [T], of the tokens in their row: what masks and caches count by
     position_ids: Tensor
-    document_starts: Tensor | None
-    encoding: Positions
-    cache: KVCache | None = None
-    shared: dict[str, Tensor] = field(default_factory=dict)
+    document_starts: Tensor | None  # [B, T], the position at which each token's document starts; None: every row is one document
+    encoding: Positions  # the model's positional encoding
+    cache: KVCache | None = None  # keys and values of earlier tokens; None: there are none, and none are kept
+    shared: dict[str, Tensor] = field(default_factory=dict)  # what one part leaves for later ones, by name
 
 
 def find_document_starts(documents: Tensor | None, positions: Tensor, cache: KVCache | None) -> Tensor | None:

@@ -16,13 +16,12 @@ class Positions(nn.Module):
     """Base of the `positions` parts; built as `cls(config, **options)`. Each hook does nothing until a part overrides it.
 
     Attributes:
-        max_length: the longest sequence that can be encoded, in tokens; None: there is no limit.
-        score_bias: None, or a function (query positions [Tq], key positions [Tk]) -> [H, Tq, Tk] of what is added to
-            the attention scores. It may depend on the difference of the two positions only, because windowed kernels
-            compute it once and use it for every window.
+        score_bias: None, or a function (query positions [Tq], key positions [Tk]) -> [H, Tq, Tk] of what is added to the
+            attention scores. It may depend on the difference of the two positions only, because windowed kernels compute
+            it once and use it for every window.
     """
 
-    max_length: int | None = None
+    max_length: int | None = None  # the longest sequence that can be encoded, in tokens; None: there is no limit
     score_bias: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def prepare(self, length: int) -> None:

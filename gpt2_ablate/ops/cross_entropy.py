@@ -114,7 +114,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         shares = counts.to(torch.promote_types(hidden.dtype, torch.float32)) / counts.sum()
         targets, R = targets.where(counts, 0), _rows(hidden)
         needed = [n for n, needs in enumerate(ctx.needs_input_grad[3:]) if needs]
-        sums: list[Tensor | None] = [None] * len(parameters)
+        sums: dict[int, Tensor] = {}
         likelihoods, dh = [], []
         for h, t, share in zip(hidden.split(R), targets.split(R), shares.split(R), strict=True):
             with torch.enable_grad():
@@ -129,8 +129,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             dh.append(torch.zeros_like(h) if own is None else own)
             for n, gradient in zip(needed, found, strict=True):
                 if gradient is not None:
-                    sums[n] = gradient if sums[n] is None else sums[n].add_(gradient)
-        ctx.save_for_backward(torch.cat(dh), *sums)
+                    sums[n] = sums[n].add_(gradient) if n in sums else gradient
+        ctx.save_for_backward(torch.cat(dh), *map(sums.get, range(len(parameters))))
         return _mean(likelihoods, shares, logits.dtype)
 
     @staticmethod

@@ -19,21 +19,13 @@ FAST, SLOW = 32, 1  # rotations in the trained length: YaRN's beta and alpha for
 
 
 class Rope(NamedTuple):
-    """What decides the angles.
+    """What decides the angles."""
 
-    Attributes:
-        D: width of a head.
-        base: pair i of D/2 rotates by base ** (-2i / D) a token.
-        scaling: None, "linear", "ntk" or "yarn".
-        factor: s, by how many times the trained length is extended.
-        length: the extended length in tokens; length / factor was trained.
-    """
-
-    D: int
-    base: float
-    scaling: str | None
-    factor: float
-    length: int
+    D: int  # width of a head
+    base: float  # pair i of D/2 rotates by base ** (-2i / D) a token
+    scaling: str | None  # None, "linear", "ntk" or "yarn"
+    factor: float  # s, by how many times the trained length is extended
+    length: int  # the extended length in tokens; length / factor was trained
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.records import Record, is_number
 from gpt2_ablate.report import statistics
-from gpt2_ablate.report.facts import Cost, Effect, Missing, PeakMemory, Recovery, Study, Variant
+from gpt2_ablate.report.facts import Cost, Missing, PeakMemory, Recovery, Study, Variant
 from gpt2_ablate.report.statistics import BASELINE, Estimate
 from gpt2_ablate.utils.markdown import paragraph, sandbox
 
@@ -39,7 +39,7 @@ def study_facts(records: Sequence[Record]) -> Study:
     best = min(variants, key=lambda v: v.loss.value).name
     rivals = statistics.differences(runs, reference=best)
     close = [v.name for v in variants if v.name not in (best, BASELINE) and not rivals[v.name].is_clear]
-    seeds = sorted({run.seed for run in runs})
+    seeds, effects = sorted({run.seed for run in runs}), statistics.effects(runs)
     machines = [run.environment.as_json() for run in runs]
     return Study(
         preset=preset,
@@ -47,7 +47,7 @@ def study_facts(records: Sequence[Record]) -> Study:
         seeds=seeds,
         missing=missing,
         variants=variants,
-        effects=_effects(runs, variants),
+        effects=effects if len(effects) > 1 else [],  # of one change, its difference says the same
         noise=statistics.noise(runs),
         best=best,
         close_to_best=close,
@@ -159,15 +159,6 @@ def _checkpoint_fit(run: Record, baseline: Record | None) -> float | None:
     sizes = {name: math.prod(shape) for name, shape in baseline.tensors.items()}
     fits = sum(size for name, size in sizes.items() if run.tensors.get(name) == baseline.tensors[name])
     return fits / sum(sizes.values())
-
-
-def _effects(runs: list[Record], variants: list[Variant]) -> list[Effect]:
-    """Of two factors or more; what one change alone does is its difference to the baseline."""
-    names: dict[frozenset[str], str] = {}
-    for variant in variants:
-        names.setdefault(frozenset(variant.factors), variant.name)
-    found = statistics.effects(runs)
-    return [Effect(e.name, e.factors, names[frozenset(e.factors)], e.estimate) for e in found] if len(found) > 1 else []
 
 
 def recoveries(runs: Sequence[Record]) -> dict[str, Recovery]:

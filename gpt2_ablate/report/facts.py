@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from gpt2_ablate.records import Record
-from gpt2_ablate.report.statistics import BASELINE, Estimate, Verdict
+from gpt2_ablate.report.statistics import BASELINE, Effect, Estimate, Verdict
 
 TRADED = ("kv_bytes_full", "training_flops_per_token", "parameters_total")  # what a change may save, or cost more of
 NEXT_TO_NOTHING = 0.0005  # share: a cost that differs by less is the same
@@ -58,20 +58,13 @@ class Recovery:
     """What converting a checkpoint cost, and what training brought back (Ainslie et al. 2305.13245, section 2.1).
 
     Losses in nats per token, means over seeds.
-
-    Attributes:
-        before: right after the conversion.
-        after: after the training that followed.
-        lost: how far the conversion set it back, against the checkpoint as it was.
-        gap: how far it is behind the baseline that was trained on for as long.
-        recovered: 1 - gap / lost; None where the conversion cost next to nothing.
     """
 
-    before: float
-    after: float
-    lost: float
-    gap: Estimate
-    recovered: Estimate | None
+    before: float  # right after the conversion
+    after: float  # after the training that followed
+    lost: float  # how far the conversion set it back, against the checkpoint as it was
+    gap: Estimate  # how far it is behind the baseline that was trained on for as long
+    recovered: Estimate | None  # 1 - gap / lost; None where the conversion cost next to nothing
 
 
 @dataclass(frozen=True)
@@ -79,35 +72,25 @@ class Variant:
     """One row of the report.
 
     Attributes:
-        run: the record of its first seed, for what all of its seeds share.
-        in_numbers: the sentences of its YAML about its numbers, filled in.
-        metrics: means over seeds of all numbers in its records.
-        loss: mean of validation_loss with its interval.
-        difference, late_difference: to the baseline, of validation_loss and of validation_loss_late (the last quarter of the
-            context).
-        beyond_parts: of a combination, how far it is from what its changes add up to.
-        costs: metric -> cost.
-        parameters: part of the model -> cost.
-        speeds: "training" and "decoding" -> tokens/s as a multiple of the baseline's.
-        max_length: tokens that it can read; None: no end, or not said.
-        checkpoint_fit: share of a baseline checkpoint's weights that fit as they are.
+        difference, late_difference: to the baseline, of validation_loss and of validation_loss_late (the last quarter of
+            the context).
     """
 
     name: str
     factors: tuple[str, ...]
-    run: Record
-    in_numbers: list[str]
-    metrics: dict[str, float]
-    loss: Estimate
+    run: Record  # the record of its first seed, for what all of its seeds share
+    in_numbers: list[str]  # the sentences of its YAML about its numbers, filled in
+    metrics: dict[str, float]  # means over seeds of all numbers in its records
+    loss: Estimate  # mean of validation_loss with its interval
     difference: Estimate | None
     late_difference: Estimate | None
-    beyond_parts: Estimate | None
-    costs: dict[str, Cost]
-    parameters: dict[str, Cost]
+    beyond_parts: Estimate | None  # of a combination, how far it is from what its changes add up to
+    costs: dict[str, Cost]  # metric -> cost
+    parameters: dict[str, Cost]  # part of the model -> cost
     training_peak: PeakMemory | None
-    speeds: dict[str, Estimate]
-    max_length: int | None
-    checkpoint_fit: float | None
+    speeds: dict[str, Estimate]  # "training" and "decoding" -> tokens/s as a multiple of the baseline's
+    max_length: int | None  # tokens that it can read; None: no end, or not said
+    checkpoint_fit: float | None  # share of a baseline checkpoint's weights that fit as they are
 
     @property
     def title(self) -> str:
@@ -161,16 +144,6 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Effect:
-    """A main effect (one factor) or an interaction of the largest complete factorial; variant is the one of just its factors."""
-
-    name: str
-    factors: tuple[str, ...]
-    variant: str
-    estimate: Estimate
-
-
-@dataclass(frozen=True)
 class Missing:
     """A run without a result."""
 
@@ -182,33 +155,22 @@ class Missing:
 
 @dataclass(frozen=True)
 class Study:
-    """Everything that a report says.
-
-    Attributes:
-        planned: runs that there should be.
-        missing: those without a result.
-        noise: residual standard deviation in nats, and its degrees of freedom; None without repetition.
-        best: the variant with the lowest mean validation loss, and the others that it cannot be told from.
-        recoveries: variant -> recovery, where the study started from a checkpoint.
-        training_seconds: of each run that says.
-        command: what makes these records again.
-        problems: for the terminal, what the report had to leave out.
-    """
+    """Everything that a report says."""
 
     preset: str
-    planned: int
+    planned: int  # runs that there should be
     seeds: list[int]
-    missing: list[Missing]
+    missing: list[Missing]  # those without a result
     variants: list[Variant]
     effects: list[Effect]
-    noise: tuple[float, int] | None
-    best: str
+    noise: tuple[float, int] | None  # residual standard deviation in nats, and its degrees of freedom; None without repetition
+    best: str  # the variant with the lowest mean validation loss, and the others that it cannot be told from
     close_to_best: list[str]
-    recoveries: dict[str, Recovery]
+    recoveries: dict[str, Recovery]  # variant -> recovery, where the study started from a checkpoint
     machines: list[dict[str, Any]]
-    training_seconds: list[float]
-    command: str
-    problems: list[str]
+    training_seconds: list[float]  # of each run that says
+    command: str  # what makes these records again
+    problems: list[str]  # for the terminal, what the report had to leave out
 
     @cached_property
     def by_name(self) -> dict[str, Variant]:
@@ -266,7 +228,7 @@ def as_json(facts: Any) -> Any:
     """Dataclasses as objects, with their verdicts and changes among the keys, and without the records beside them."""
     if dataclasses.is_dataclass(facts):
         names = [field.name for field in dataclasses.fields(facts)]
-        names += [name for name in ("title", "verdict", "change") if hasattr(facts, name)]
+        names += [name for name in ("name", "title", "verdict", "change") if hasattr(facts, name)]
         return {name: as_json(getattr(facts, name)) for name in names if name != "run"}
     if isinstance(facts, dict):
         return {key: as_json(value) for key, value in facts.items()}

@@ -19,8 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gpt2_ablate.records import PositionLoss
-from gpt2_ablate.report.facts import Effect, Recovery, Study, Variant
-from gpt2_ablate.report.statistics import BASELINE, Runs, variants
+from gpt2_ablate.report.facts import Recovery, Study, Variant
+from gpt2_ablate.report.statistics import BASELINE, Effect, Runs, variants
 from gpt2_ablate.utils.io import write_bytes
 
 # Okabe and Ito's palette, told apart by colour-blind readers (its yellow, lost on white, is a brown here).

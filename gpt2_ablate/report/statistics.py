@@ -38,13 +38,12 @@ class Estimate:
     Attributes:
         value, low, high: in the unit of the metric; low and high are None where the runs cannot tell how sure they are,
             and value is not a number where they cannot tell it at all (two variants that share no seed).
-        neutral: what it is where nothing differs: 0 for a difference, 1 for a ratio.
     """
 
     value: float
     low: float | None = None
     high: float | None = None
-    neutral: float = 0.0
+    neutral: float = 0.0  # what it is where nothing differs: 0 for a difference, 1 for a ratio
 
     @property
     def verdict(self) -> Verdict:
@@ -66,12 +65,12 @@ class Effect:
     """What a set of changes does together, beyond what its parts do.
 
     Attributes:
-        factors: one for a main effect, two or more for an interaction.
         estimate: of a main effect, mean loss with the change minus mean loss without it; of an interaction, how much the
             effect of one change differs with the other from what it is without.
     """
 
-    factors: tuple[str, ...]
+    factors: tuple[str, ...]  # one for a main effect, two or more for an interaction
+    variant: str  # the one of just these factors
     estimate: Estimate
 
     @property
@@ -174,7 +173,7 @@ def effects(runs: Runs, metric: str = "validation_loss") -> list[Effect]:
                 # +1 or -1 for each factor of the effect, averaged over all levels of the others.
                 sign = (-1) ** sum(factor not in present for factor in chosen)
                 weights[cells[frozenset(present)]] = sign / 2 ** (len(factors) - len(chosen))
-        found.append(Effect(chosen, _contrast(fit, weights, len(sets))))
+        found.append(Effect(chosen, names[cells[frozenset(chosen)]], _contrast(fit, weights, len(sets))))
     return found
 
 

@@ -47,20 +47,20 @@ class Live:
         if self.screen:
             self.screen.start()
         else:
-            self._print(self.title)
+            self.say(self.title)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.screen:
             self.screen.stop()
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, style: str | None = None) -> None:
         """One thing worth a line of its own."""
-        self._print(text)
+        self.console.print(text, style=style, markup=False)  # a path or an error may hold brackets
 
     def warn(self, text: str) -> None:
         """The same of something that is wrong, but stops nothing."""
-        self._print(text, style="yellow")
+        self.say(text, style="yellow")
 
     def begin(self, finished: list[bool]) -> None:
         """Which runs are already done."""
@@ -68,15 +68,14 @@ class Live:
             if done:
                 row.state, row.step = "kept", row.steps
         kept = sum(finished)
-        self._print(f"{len(finished) - kept} runs to do" + (f", {kept} kept from before" if kept else ""))
+        self.say(f"{len(finished) - kept} runs to do" + (f", {kept} kept from before" if kept else ""))
         self.tick()
 
     def start(self, n: int) -> None:
         row = self.rows[n]
         row.state, row.step, row.last_line = "running", 0, time.monotonic()
         self.began = self.began or row.last_line
-        if not self.screen:
-            self._print(f"[{n + 1}/{len(self.rows)}] {row.name}, seed {row.seed}: started{self._left()}")
+        self._line(n, "started")
         self.tick()
 
     def news(self, n: int, news: dict) -> None:
@@ -91,26 +90,23 @@ class Live:
             row.trained += news["step"] - row.step if row.step else 1
             row.step, row.loss = news["step"], news["loss"] if news["loss"] is not None else row.loss
             row.tokens_per_second = news["tokens_per_second"] or row.tokens_per_second
-        if not self.screen and time.monotonic() - row.last_line > LINE_EVERY:
+        if time.monotonic() - row.last_line > LINE_EVERY:
             row.last_line = time.monotonic()
             loss = "" if row.loss is None else f", loss {row.loss:.3f}"
             speed = "" if not row.tokens_per_second else f", {row.tokens_per_second:,.0f} tokens/s"
-            self._print(f"      {row.name}, seed {row.seed}: step {row.step}/{row.steps}{loss}{speed}{self._left()}")
+            self._line(n, f"step {row.step}/{row.steps}{loss}{speed}")
         self.tick()
 
     def finish(self, n: int, loss: float) -> None:
         row = self.rows[n]
         row.state, row.loss, row.step = "finished", loss, row.steps
-        if not self.screen:
-            self._print(
-                f"[{n + 1}/{len(self.rows)}] {row.name}, seed {row.seed}: finished, validation loss {loss:.4f}{self._left()}"
-            )
+        self._line(n, f"finished, validation loss {loss:.4f}")
         self.tick()
 
     def fail(self, n: int, why: str) -> None:
         row = self.rows[n]
         row.state, row.step = "failed", row.steps
-        self._print(f"{row.name}, seed {row.seed}: failed: {why}", style="red")
+        self.say(f"{row.name}, seed {row.seed}: failed: {why}", style="red")
         self.tick()
 
     def measuring(self, what: str) -> None:
@@ -122,17 +118,18 @@ class Live:
         if self.screen:
             self.screen.update(self._picture(), refresh=True)
 
-    def _left(self) -> str:
-        seconds = self._seconds_left()
-        return "" if seconds is None else f", about {_duration(seconds)} left"
+    def _line(self, n: int, text: str) -> None:
+        """About a run, where there is no screen."""
+        if not self.screen:
+            self.say(f"[{n + 1}/{len(self.rows)}] {self.rows[n].name}, seed {self.rows[n].seed}: {text}{self._left()}")
 
-    def _seconds_left(self) -> float | None:
+    def _left(self) -> str:
         """From the average of all steps trained since this command began, scoring included."""
         trained = sum(row.trained for row in self.rows)
         if self.began is None or trained < 5:
-            return None
+            return ""
         left = sum(row.steps - row.step for row in self.rows if row.state in ("waiting", "running"))
-        return left * (time.monotonic() - self.began) / trained
+        return f", about {_duration(left * (time.monotonic() - self.began) / trained)} left"
 
     def _picture(self) -> Group:
         table = Table(title=self.title, title_justify="left", box=None, padding=(0, 2, 0, 0))
@@ -151,9 +148,6 @@ class Live:
         done = sum(row.state in ("finished", "kept", "failed") for row in self.rows)
         foot = f"{done}/{len(self.rows)} runs done{self._left()}   {self.status}"
         return Group(table, Text(foot))
-
-    def _print(self, text: str, style: str | None = None) -> None:
-        self.console.print(text, style=style, markup=False)  # a path or an error may hold brackets
 
 
 def _duration(seconds: float) -> str:

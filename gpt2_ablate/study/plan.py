@@ -23,29 +23,21 @@ class Run:
     """One training run.
 
     Attributes:
-        config: what it does, as `gpt2-ablate train --config` reads it.
-        source: the files that all this was read from, for messages.
-        prompt: what its sample continues.
-        evaluation_tokens: how much of the validation and test text is scored at the end; None: all of it.
-        factors: the changes that the variant is made of.
-        texts: what the variant's YAML tells the reader of the report.
-        order: where the variant stands in tables.
-        init_digest: of the weights that it starts from; None: it starts from random ones.
-        invocation: how the study was started: preset, init, experiments, at_once, and the variants that it has where none are
-            chosen.
+        invocation: how the study was started: preset, init, experiments, at_once, and the variants that it has where none
+            are chosen.
     """
 
     preset: str
     variant: str
     seed: int
-    config: dict[str, Any]
-    source: str = ""
-    prompt: str = "The"
-    evaluation_tokens: int | None = None
-    factors: tuple[str, ...] = ()
-    texts: dict[str, str] = field(default_factory=dict)
-    order: int = 0
-    init_digest: str | None = None
+    config: dict[str, Any]  # what it does, as `gpt2-ablate train --config` reads it
+    source: str = ""  # the files that all this was read from, for messages
+    prompt: str = "The"  # what its sample continues
+    evaluation_tokens: int | None = None  # how much of the validation and test text is scored at the end; None: all of it
+    factors: tuple[str, ...] = ()  # the changes that the variant is made of
+    texts: dict[str, str] = field(default_factory=dict)  # what the variant's YAML tells the reader of the report
+    order: int = 0  # where the variant stands in tables
+    init_digest: str | None = None  # of the weights that it starts from; None: it starts from random ones
     invocation: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -90,18 +82,16 @@ class Plan:
     """All runs of a study, variants in the order of the report, and what holds for all of them.
 
     Attributes:
-        file: the preset's.
         at_once: how many runs are trained side by side, each with its share of the cores: a small model trains faster on
             one core than on two halves of its time.
-        also_report: runs of other variants that an earlier call may have trained.
     """
 
     preset: str
     title: str
     runs: list[Run]
     at_once: int = 1
-    file: Path = Path("experiments")
-    also_report: list[Run] = field(default_factory=list)
+    file: Path = Path("experiments")  # the preset's
+    also_report: list[Run] = field(default_factory=list)  # runs of other variants that an earlier call may have trained
 
     @property
     def data(self) -> dict[str, Any]:

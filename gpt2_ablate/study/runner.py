@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,30 +26,6 @@ RUN = "gpt2_ablate.study.worker"
 Record = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Folders:
-    """Where a study leaves its things, all below one folder (the current one, unless OUT says another)."""
-
-    out: Path
-
-    @property
-    def reports(self) -> Path:
-        return self.out / "reports"
-
-    @property
-    def results(self) -> Path:
-        return self.reports / "results.json"
-
-    def study(self, preset: str) -> Path:
-        return self.out / "checkpoints" / preset
-
-    def run(self, run: Run) -> Path:
-        return self.out / "checkpoints" / run.path
-
-    def tensorboard(self, run: Run) -> Path:
-        return self.reports / "tensorboard" / run.path
-
-
 def run_study(plan: Plan, out: Path) -> list[Record]:
     """Train whatever of the plan is not trained yet, and leave reports/results.json.
 
@@ -61,38 +36,37 @@ def run_study(plan: Plan, out: Path) -> list[Record]:
     Raises:
         UserError: the corpus or the output folder cannot be used, or another study is at work there.
     """
-    folders = Folders(out)
     process.prepare([RUN, measurements.MEASURE])
-    with _only_study_in(folders.study(plan.preset)), Live(plan) as live:
+    with _only_study_in(out / "checkpoints" / plan.preset), Live(plan) as live:
         corpus = open_corpus(plan.data.get("corpus", "shakespeare"), plan.data.get("column", "text"))
         live.say(f"Corpus: {corpus.name}.")
         tokenise(corpus)
-        _check(plan, folders, live)
+        _check(plan, out, live)
         fingerprints = [run.fingerprint(corpus.digest) for run in plan.runs]
-        records = [_kept(folders, run, f, live) for run, f in zip(plan.runs, fingerprints, strict=True)]
+        records = [_kept(out, run, f, live) for run, f in zip(plan.runs, fingerprints, strict=True)]
         live.begin([record is not None for record in records])
         todo = [n for n, record in enumerate(records) if record is None]
-        trained = _train(plan, folders, todo, fingerprints, live)
+        trained = _train(plan, out, todo, fingerprints, live)
         done = [record or trained[n] for n, record in enumerate(records)]
-        done += [r for run in plan.also_report if (r := _kept(folders, run, run.fingerprint(corpus.digest), live)) is not None]
-        _add_measurements(plan, folders, done, live)
-        write_results(folders.results, done)
+        done += [r for run in plan.also_report if (r := _kept(out, run, run.fingerprint(corpus.digest), live)) is not None]
+        _add_measurements(plan, out, done, live)
+        write_results(out / "reports" / "results.json", done)
     return done
 
 
-def _check(plan: Plan, folders: Folders, live: Live) -> None:
+def _check(plan: Plan, out: Path, live: Live) -> None:
     """Parse every configuration before anything is trained: a typo should not cost an hour."""
     different = {run.variant: run for run in plan.runs}
     try:
-        log = folders.study(plan.preset) / "check.log"
+        log = out / "checkpoints" / plan.preset / "check.log"
         process.run_in_child(f"{RUN}:check_runs", list(different.values()), log=log, on_progress=live.say, tick=live.tick)
     except process.Failure as failure:
         raise UserError(str(failure)) from None
 
 
-def _kept(folders: Folders, run: Run, fingerprint: str, live: Live) -> Record | None:
+def _kept(out: Path, run: Run, fingerprint: str, live: Live) -> Record | None:
     """The record that an earlier study left of this very run, if it finished."""
-    file = folders.run(run) / "record.json"
+    file = out / "checkpoints" / run.path / "record.json"
     try:
         record = read_record(file)
     except UserError as error:
@@ -101,7 +75,7 @@ def _kept(folders: Folders, run: Run, fingerprint: str, live: Live) -> Record | 
         return None
     if record is None or record.get("fingerprint") != fingerprint or record["status"] != "finished":
         return None
-    weights = folders.run(run) / "model.safetensors"
+    weights = out / "checkpoints" / run.path / "model.safetensors"
     try:
         with safe_open(weights, framework="np"):
             pass  # opening it checks that it is whole
@@ -112,13 +86,13 @@ def _kept(folders: Folders, run: Run, fingerprint: str, live: Live) -> Record | 
     return {**record, **run.description}
 
 
-def _train(plan: Plan, folders: Folders, todo: list[int], fingerprints: list[str], live: Live) -> dict[int, Record]:
+def _train(plan: Plan, out: Path, todo: list[int], fingerprints: list[str], live: Live) -> dict[int, Record]:
     """Train the runs of these numbers, as many side by side as the preset says; returns their records by number."""
 
     def jobs() -> Iterator[process.Job]:
         for n in todo:
             run = plan.runs[n]
-            folder, logs = folders.run(run), folders.tensorboard(run)
+            folder, logs = out / "checkpoints" / run.path, out / "reports" / "tensorboard" / run.path
             make_folder(folder)
             make_folder(logs)
             (folder / "record.json").unlink(missing_ok=True)
@@ -132,25 +106,25 @@ def _train(plan: Plan, folders: Folders, todo: list[int], fingerprints: list[str
         if isinstance(result, process.Failure):
             live.fail(n, f"{result}; see {job.log}")
             records[n] = run.record(fingerprints[n], "failed", error=str(result), metrics={}, environment={})
-            write_json(folders.run(run) / "record.json", records[n])
+            write_json(out / "checkpoints" / run.path / "record.json", records[n])
             continue
-        finished = read_record(folders.run(run) / "record.json")
+        finished = read_record(out / "checkpoints" / run.path / "record.json")
         assert finished is not None
         live.finish(n, finished["metrics"]["validation_loss"])
         records[n] = finished
     return records
 
 
-def _add_measurements(plan: Plan, folders: Folders, records: list[Record], live: Live) -> None:
+def _add_measurements(plan: Plan, out: Path, records: list[Record], live: Live) -> None:
     """Add speed and memory of its variant to every finished record, measured now or by an earlier call."""
     finished = [record for record in records if record["status"] == "finished"]
     configs = {record["variant"]: record["config"]["model"]["config"] for record in finished}
     if not configs:
         return
     batch_size = plan.data.get("batch_size", 8)
-    file = measurements.file_of(folders.out, plan.preset)
+    file = measurements.file_of(out, plan.preset)
     # The benchmark's own, where it has measured these models: two reports, one set of numbers.
-    found = measurements.earlier(folders.reports / "benchmarks.json", configs, batch_size, "variants")
+    found = measurements.earlier(out / "reports" / "benchmarks.json", configs, batch_size, "variants")
     found = found or measurements.earlier(file, configs, batch_size)
     if found is None:
         live.say("Measuring speed and memory, with nothing else going on.")

@@ -88,31 +88,21 @@ class Schema(BaseModel):
 
 
 class Preset(Schema):
-    """One size of study.
-
-    Attributes:
-        sizes: what a variant's "${name}" stands for.
-        evaluation_tokens: how much of the validation and test text is scored at the end; None: all of it.
-        at_once: how many runs are trained side by side.
-        init: a checkpoint that all variants start from.
-        uptraining: the share of the steps that are then trained.
-        factorial: changes, all combinations of which are studied.
-        variants: further ones.
-    """
+    """One size of study."""
 
     model: ModelSection
     data: DataSection
     trainer: TrainerSection
     seeds: Annotated[list[Seed], Field(min_length=1)]
     title: Text | None = None
-    sizes: Mapping = {}
+    sizes: Mapping = {}  # what a variant's "${name}" stands for
     prompt: Text = "The"
-    evaluation_tokens: Count | None = None
-    at_once: Count = 1
-    init: Text | None = None
-    uptraining: Share = UPTRAINING
-    factorial: Names | None = None
-    variants: Names = []
+    evaluation_tokens: Count | None = None  # how much of the validation and test text is scored at the end; None: all of it
+    at_once: Count = 1  # how many runs are trained side by side
+    init: Text | None = None  # a checkpoint that all variants start from
+    uptraining: Share = UPTRAINING  # the share of the steps that are then trained
+    factorial: Names | None = None  # changes, all combinations of which are studied
+    variants: Names = []  # further ones
 
     @property
     def changes(self) -> list[str]:
@@ -121,14 +111,10 @@ class Preset(Schema):
 
 
 class VariantFile(Schema):
-    """What a change does to the baseline, and what the report's reader is told of it; of a combination, the texts alone.
-
-    Attributes:
-        factors: the changes that it is made of; None: it is a change by itself.
-    """
+    """What a change does to the baseline, and what the report's reader is told of it; of a combination, the texts alone."""
 
     model: Annotated[ModelSection, _NONE_IS_EMPTY] | None = None
-    factors: Names | None = None
+    factors: Names | None = None  # the changes that it is made of; None: it is a change by itself
     title: Text | None = None
     paper: Text | None = None
     idea: Text | None = None

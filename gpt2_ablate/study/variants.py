@@ -16,20 +16,13 @@ EXPERIMENTS = (Path(__file__).parents[1] / "experiments").resolve()  # in a chec
 
 @dataclass(frozen=True)
 class Variant:
-    """What a variant changes in the baseline.
-
-    Attributes:
-        factors: the changes that it is made of.
-        model: what it says of the preset's `model`, where "${name}" stands for a size.
-        texts: what the report's reader is told.
-        files: where all this was read.
-    """
+    """What a variant changes in the baseline."""
 
     name: str
-    factors: tuple[str, ...]
-    model: dict[str, Any]
-    texts: dict[str, str]
-    files: tuple[Path, ...]
+    factors: tuple[str, ...]  # the changes that it is made of
+    model: dict[str, Any]  # what it says of the preset's `model`, where "${name}" stands for a size
+    texts: dict[str, str]  # what the report's reader is told
+    files: tuple[Path, ...]  # where all this was read
 
     @property
     def source(self) -> str:

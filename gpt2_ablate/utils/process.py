@@ -40,20 +40,13 @@ def prepare(modules: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """A call of function(*args, on_progress=...) in a child.
+    """A call of function(*args, on_progress=...) in a child."""
 
-    Attributes:
-        function: "module:name"; by name, so that the parent need not import what only children use.
-        log: file for what the child prints.
-        on_progress: called here with whatever the child calls its own on_progress with.
-        key: the caller's name for the job.
-    """
-
-    function: str
+    function: str  # "module:name"; by name, so that the parent need not import what only children use
     args: tuple
-    log: Path
-    on_progress: Callable[[Any], None]
-    key: Any = None
+    log: Path  # file for what the child prints
+    on_progress: Callable[[Any], None]  # called here with whatever the child calls its own on_progress with
+    key: Any = None  # the caller's name for the job
 
 
 def run_in_child(function: str, *args: Any, log: Path, on_progress: Callable[[Any], None], tick: Callable[[], None]) -> Any:

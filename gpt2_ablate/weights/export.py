@@ -11,8 +11,8 @@ from typing import Any
 from gpt2_ablate.data.tokenizer import END_OF_TEXT, END_OF_TEXT_ID, load_tokenizer, package_folder
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.model import GPT2, GPT2Config
+from gpt2_ablate.utils import markdown
 from gpt2_ablate.utils.io import new_folder
-from gpt2_ablate.weights.card import model_card
 from gpt2_ablate.weights.convert import convert
 from gpt2_ablate.weights.hf_architectures import ARCHITECTURES, Architecture
 from gpt2_ablate.weights.tensor_files import save_tensors
@@ -39,12 +39,10 @@ def export_huggingface(model: GPT2, folder: str | Path, record: dict[str, Any] |
     if model.config.rope_interleaved:
         model = convert(model, replace(model.config, rope_interleaved=False))
     settings = architecture.settings(model.config)
-    tensors = {}  # the head is the embedding, and not written twice
-    for name, p in model.named_parameters():
-        for theirs, piece in architecture.pieces(name, p.detach().cpu(), model.config).items():
-            tensors[architecture.prefix + theirs] = piece.contiguous()
+    # The head is the embedding, and not written twice.
+    tensors = architecture.renamed({name: p.detach().cpu() for name, p in model.named_parameters()}, model.config)
     with new_folder(Path(folder)) as out:
-        save_tensors(tensors, out / "model.safetensors", format="pt")
+        save_tensors({name: x.contiguous() for name, x in tensors.items()}, out / "model.safetensors", format="pt")
         _write_json(out / "config.json", settings)
         ends = {key: settings[key] for key in ("bos_token_id", "eos_token_id")}
         _write_json(out / "generation_config.json", {"_from_model_config": True, **ends})
@@ -105,3 +103,19 @@ def _write_tokenizer(folder: Path, block_size: int) -> None:
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def model_card(model: GPT2, architecture: Architecture, record: dict[str, Any] | None = None) -> str:
+    """Markdown with the front matter that the hub reads; without a record it states no result.
+
+    Args:
+        record: of the run that trained the model.
+    """
+    return markdown.render(
+        markdown.environment(Path(__file__).parent),
+        "model_card.md.j2",
+        config=model.config,
+        architecture=architecture.class_name,
+        parameters=sum(p.numel() for p in model.parameters()),
+        record=record or {},
+    )

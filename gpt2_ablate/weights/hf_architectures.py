@@ -6,7 +6,7 @@ One table serves both directions, reading and writing; which variant is which is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,11 @@ class Architecture:
             return {theirs: weight}
         rows = [heads * config.head_dim for heads in (config.n_head, config.kv_heads, config.kv_heads)]
         return {theirs.replace("?", part): piece for part, piece in zip("qkv", weight.split(rows), strict=True)}
+
+    def renamed(self, tensors: Mapping[str, Tensor], config: GPT2Config) -> dict[str, Tensor]:
+        """The tensors of a model (or their gradients) by the names that the class of transformers has for them: views."""
+        pieces = (self.pieces(name, tensor, config) for name, tensor in tensors.items())
+        return {self.prefix + name: piece for found in pieces for name, piece in found.items()}
 
     def read(self, settings: Settings) -> GPT2Config:
         """Our configuration of the model that config.json describes.

@@ -11,11 +11,12 @@ import transformers
 from rich.console import Console
 
 from gpt2_ablate.evaluation import hf_reference, verification
-from gpt2_ablate.evaluation.hf_reference import Pair, open_pair, random_pair, reference_of, renamed
+from gpt2_ablate.evaluation.hf_reference import Pair, open_pair, random_pair, reference_of
 from gpt2_ablate.evaluation.verification import CHECKS, PUBLISHED, passed, verify
 from gpt2_ablate.model import GPT2, GPT2Config
 from gpt2_ablate.report.render import verification as verification_report
 from gpt2_ablate.weights.folder import save_model
+from gpt2_ablate.weights.hf_architectures import ARCHITECTURES
 
 TINY = dict(vocab_size=97, n_positions=32, n_embd=32, n_layer=3, n_head=4)
 CONFIG = GPT2Config(vocab_size=97, block_size=32, n_embd=32, n_layer=3, n_head=4)
@@ -114,7 +115,7 @@ def test_a_single_number_that_differs_fails_and_is_named(pair, name):
     with torch.no_grad():
         pair.model.get_parameter(name).view(-1)[1] += 1e-2
     check = verification.weights(pair)
-    assert check.passed is False and next(iter(renamed({name: torch.zeros(2, 2)}, CONFIG))) in check.found
+    assert check.passed is False and next(iter(ARCHITECTURES["gpt2"].renamed({name: torch.zeros(2, 2)}, CONFIG))) in check.found
 
 
 def test_a_gradient_that_is_missing_or_wrong_fails_and_is_named(pair):

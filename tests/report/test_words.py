@@ -106,7 +106,7 @@ def test_the_verification(name):
 
 @pytest.mark.parametrize("record", [None, factorial()[0]], ids=["unknown", "trained"])
 def test_the_model_card(record):
-    from gpt2_ablate.weights.card import model_card
+    from gpt2_ablate.weights.export import model_card
 
     sizes = dict(n_layer=2, n_head=4, n_embd=16, block_size=32, vocab_size=97)
     config = SimpleNamespace(**sizes, positions="rotary", window=8, kv_heads=1)

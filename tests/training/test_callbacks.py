@@ -79,7 +79,7 @@ class Clock(Callback):
 
     def __init__(self, monkeypatch, step, validation=0.0):
         self.step, self.validation, self.now = step, validation, 0.0
-        monkeypatch.setattr("gpt2_ablate.training.callbacks.throughput.time", SimpleNamespace(perf_counter=lambda: self.now))
+        monkeypatch.setattr("gpt2_ablate.training.callbacks.time", SimpleNamespace(perf_counter=lambda: self.now))
 
     def on_before_backward(self, trainer, pl_module, loss):
         self.now += self.step
