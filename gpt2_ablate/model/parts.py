@@ -50,8 +50,10 @@ def build(kind: str, part: str | Mapping[str, Any], *args: Any) -> Any:
     cls, options = resolve(kind, part)
     try:
         return cls(*args, **options)
-    except UserError as error:  # its own, or of a part that it builds
-        raise error if str(error).partition(":")[0] in BUILT_IN else UserError(f"{kind}: {_name(part)}: {error}") from error
+    except UserError as error:
+        if part_file(part) is None or str(error).partition(":")[0] in BUILT_IN:  # of a part that it builds
+            raise
+        raise UserError(f"{kind}: {_name(part)}: {error}") from error
     except Exception as error:
         if (where := locate_error(error)) is None:
             raise

@@ -33,11 +33,11 @@ def study_facts(records: Sequence[Record]) -> Study:
     preset, runs = presets[0] if presets else "unnamed", statistics.finished(records)
     missing = [Missing(r.variant, r.seed, r.status, r.error) for r in records if r.status != "finished"]
     if not runs:
-        return Study(preset, len(records), [], missing, [], [], None, "", [], {}, [], [], "", [])
+        return Study(preset, len(records), [], missing, [], [], None, None, None, {}, {}, "", [], {}, [], [], "", [])
     problems: list[str] = []
     variants = _variants(runs, problems)
     best = min(variants, key=lambda v: v.loss.value).name
-    rivals = statistics.differences(runs, reference=best)
+    rivals, fitted = statistics.to_the_best(runs, best), statistics.fit(runs)
     close = [v.name for v in variants if v.name not in (best, BASELINE) and not rivals[v.name].is_clear]
     seeds, effects = sorted({run.seed for run in runs}), statistics.effects(runs)
     machines = [run.environment.as_json() for run in runs]
@@ -49,6 +49,10 @@ def study_facts(records: Sequence[Record]) -> Study:
         variants=variants,
         effects=effects if len(effects) > 1 else [],  # of one change, its difference says the same
         noise=statistics.noise(runs),
+        pairing=statistics.pairing(runs),
+        unequal=fitted.unequal,
+        two_kinds={name: [run.metrics[statistics.LOSS] for run in runs if run.variant == name] for name in fitted.two_kinds},
+        courses=statistics.courses(runs, statistics.main_effects) if fitted.freedom > 0 and fitted.any_difference else {},
         best=best,
         close_to_best=close,
         recoveries=recoveries(runs),
@@ -71,7 +75,9 @@ def _variants(runs: list[Record], problems: list[str]) -> list[Variant]:
         _follow_the_loss(metrics, split, runs)
     differences, beyond_parts = statistics.differences(runs), statistics.beyond_parts(runs)
     with_late = statistics.finished(runs, "validation_loss_late")
-    late = statistics.differences(with_late, "validation_loss_late") if len(with_late) == len(runs) else {}
+    # A study that finds no difference in the whole has none to tell of in a part.
+    tells = len(with_late) == len(runs) and (statistics.noise(runs) is None or statistics.fit(runs).any_difference)
+    late = statistics.differences(with_late, "validation_loss_late") if tells else {}
     reference = metrics.get(BASELINE, {})
 
     def variant(name: str) -> Variant:

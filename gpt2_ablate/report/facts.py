@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from gpt2_ablate.records import Record
-from gpt2_ablate.report.statistics import BASELINE, Effect, Estimate, Verdict
+from gpt2_ablate.report.statistics import BASELINE, Course, Effect, Estimate, Verdict
 
 TRADED = ("kv_bytes_full", "training_flops_per_token", "parameters_total")  # what a change may save, or cost more of
 NEXT_TO_NOTHING = 0.0005  # share: a cost that differs by less is the same
@@ -164,6 +164,10 @@ class Study:
     variants: list[Variant]
     effects: list[Effect]
     noise: tuple[float, int] | None  # residual standard deviation in nats, and its degrees of freedom; None without repetition
+    pairing: float | None  # by what share comparing within seeds narrows intervals; None without repetition
+    unequal: str | None  # the change whose variants are noisier, or less noisy, than the others
+    two_kinds: dict[str, list[float]]  # variants whose runs are of two kinds -> their losses, by seed
+    courses: dict[str, Course]  # variant -> its effect over training, where the study finds a difference at all
     best: str  # the variant with the lowest mean validation loss, and the others that it cannot be told from
     close_to_best: list[str]
     recoveries: dict[str, Recovery]  # variant -> recovery, where the study started from a checkpoint
@@ -228,7 +232,7 @@ def as_json(facts: Any) -> Any:
     """Dataclasses as objects, with their verdicts and changes among the keys, and without the records beside them."""
     if dataclasses.is_dataclass(facts):
         names = [field.name for field in dataclasses.fields(facts)]
-        names += [name for name in ("name", "title", "verdict", "change") if hasattr(facts, name)]
+        names += [name for name in ("name", "title", "verdict", "change", "turn") if hasattr(facts, name)]
         return {name: as_json(getattr(facts, name)) for name in names if name != "run"}
     if isinstance(facts, dict):
         return {key: as_json(value) for key, value in facts.items()}

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from gpt2_ablate.records import PositionLoss
 from gpt2_ablate.report.facts import Recovery, Study, Variant
-from gpt2_ablate.report.statistics import BASELINE, Effect, Runs, variants
+from gpt2_ablate.report.statistics import BASELINE, Course, Effect, Runs, variants
 from gpt2_ablate.utils.io import write_bytes
 
 # Okabe and Ito's palette, told apart by colour-blind readers (its yellow, lost on white, is a brown here).
@@ -50,6 +50,7 @@ def draw_study(study: Study, runs: Runs, folder: Path) -> set[str]:
         "loss_curves": loss_curves(runs),
         "conversion": conversion(study.recoveries),
         "effects": effects(study.effects),
+        "effects_over_training": effects_over_training(study.courses),
         "quality_against_cost": quality_against_cost(study.variants),
         "cost_against_context": cost_against_context(study.variants),
         "loss_by_position": loss_by_position(runs),
@@ -172,6 +173,25 @@ def effects(found: Sequence[Effect]) -> Figure | None:
     ax.axvline(0, color="black", linewidth=1)
     ax.set_yticks(range(len(found)), [effect.name for effect in reversed(found)])
     ax.set(xlabel="change of validation loss (nats per token); left is better")
+    return fig
+
+
+def effects_over_training(found: dict[str, Course]) -> Figure | None:
+    """Each effect at every validation, with its band; the line at zero is no effect."""
+    if not found:
+        return None
+    fig, ax = plt.subplots()
+    for n, (name, course) in enumerate(found.items(), 1):
+        known = [(t, e) for t, e in zip(course.tokens, course.estimates, strict=True) if math.isfinite(e.value)]
+        tokens, style = [t for t, _ in known], _style(n)
+        ax.plot(tokens, [e.value for _, e in known], label=name, **style)
+        low, high = ([getattr(e, end) for _, e in known] for end in ("low", "high"))
+        if None not in low:
+            ax.fill_between(tokens, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    ax.axhline(0, color="black", linewidth=1)
+    ax.set(xlabel="training tokens", ylabel="change of validation loss (nats per token)")
+    ax.xaxis.set_major_formatter(_thousands)
+    ax.legend()
     return fig
 
 

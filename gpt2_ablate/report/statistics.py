@@ -1,63 +1,25 @@
-"""From the losses of single runs to differences and effects with intervals.
-
-Runs with the same seed share their batches and, where shapes allow, their first weights, so the seed is a block:
-loss = variant + seed + what is left. What is left, pooled over all variants, is the noise that intervals are made from
-(Montgomery, Design and Analysis of Experiments, chapters 4 and 6).
-
-A table of several intervals is right as a whole with 95 % confidence (Bonferroni): each one is as much wider as the table is
-longer. So where nothing differs, all of the study's comparisons of one table stay silent in 95 of 100 studies.
-"""
+"""From the losses of single runs to means, differences and effects, with the intervals of `gpt2_ablate.report.intervals`."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-import statsmodels.api as sm
 
 from gpt2_ablate.records import Record, is_number
+from gpt2_ablate.report.intervals import SAME, Estimate, Fit, Verdict, largest_t
 
-CONFIDENCE = 0.95
+__all__ = ["BASELINE", "SAME", "Course", "Effect", "Estimate", "Verdict"]
+
 BASELINE = "baseline"
-RESOLUTION = 1e-9  # nats: below this, floating point and not a seed makes the difference
+LOSS = "validation_loss"
 
 Runs = Sequence[Record]
-Verdict = Literal["lower", "higher", "unclear", "untested", "unknown"]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number and its interval; without an interval nothing is claimed about it.
-
-    Attributes:
-        value, low, high: in the unit of the metric; low and high are None where the runs cannot tell how sure they are,
-            and value is not a number where they cannot tell it at all (two variants that share no seed).
-    """
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    neutral: float = 0.0  # what it is where nothing differs: 0 for a difference, 1 for a ratio
-
-    @property
-    def verdict(self) -> Verdict:
-        """What may be said of it. Every comparing sentence of a report depends on this and on nothing else."""
-        if math.isnan(self.value):
-            return "unknown"
-        if self.low is None or self.high is None:
-            return "untested"
-        return "lower" if self.high < self.neutral else "higher" if self.low > self.neutral else "unclear"
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether there is an interval, and the neutral value is not in it."""
-        return self.verdict in ("lower", "higher")
+Metric = str | Callable[[Record], float]  # a name among a record's metrics, or how it is read
 
 
 @dataclass(frozen=True)
@@ -78,7 +40,7 @@ class Effect:
         return " x ".join(self.factors)
 
 
-def finished(runs: Runs, metric: str = "validation_loss") -> list[Record]:
+def finished(runs: Runs, metric: str = LOSS) -> list[Record]:
     """The runs that have a result."""
     return [run for run in runs if run.status == "finished" and is_number(run.metrics.get(metric))]
 
@@ -104,77 +66,133 @@ def factors_of(runs: Runs) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def means(runs: Runs, metric: str = "validation_loss") -> dict[str, Estimate]:
+def means(runs: Runs, metric: Metric = LOSS) -> dict[str, Estimate]:
     """Mean of each variant over all seeds of the study, each with a 95 % interval of its own for how other seeds would vary.
 
     Where a variant misses a seed, its mean is what it would be with it, judging by the others.
     """
-    names = variants(runs)
-    blocked, plain = _fit(runs, names, metric), _fit(runs, names, metric, with_seeds=False)
+    blocked, plain = fit(runs, metric), fit(runs, metric, with_seeds=False)
     found = {}
-    for n, name in enumerate(names):
-        mean, spread = _contrast(blocked, np.eye(len(names))[n], 1), _contrast(plain, np.eye(len(names))[n], 1)
-        if math.isnan(mean.value):
-            mean = spread
-        if spread.low is None or spread.high is None:
-            found[name] = Estimate(mean.value)
-        else:
-            found[name] = Estimate(mean.value, mean.value + spread.low - spread.value, mean.value + spread.high - spread.value)
+    for name, unit in zip(blocked.names, np.eye(len(blocked.names)), strict=True):
+        mean, spread = blocked.mean(unit), plain.own_interval(unit)
+        shift = 0.0 if math.isnan(mean) else mean - spread.value
+        low, high = (None if end is None else end + shift for end in (spread.low, spread.high))
+        found[name] = Estimate(spread.value + shift, low, high)
     return found
 
 
-def differences(runs: Runs, metric: str = "validation_loss", reference: str = BASELINE) -> dict[str, Estimate]:
-    """Each variant's mean minus that of the reference variant, intervals simultaneous over all of them."""
-    names = variants(runs)
-    if reference not in names:
+def differences(runs: Runs, metric: Metric = LOSS, reference: str = BASELINE) -> dict[str, Estimate]:
+    """Each variant's mean minus that of the reference variant, intervals simultaneous over all of them (Dunnett)."""
+    fitted = fit(runs, metric)
+    if reference not in fitted.names:
         return {}
-    fit = _fit(runs, names, metric)
-    unit = np.eye(len(names))
-    others = [name for name in names if name != reference]
-    return {name: _contrast(fit, unit[names.index(name)] - unit[names.index(reference)], len(others)) for name in others}
+    others = [name for name in fitted.names if name != reference]
+    contrasts = [fitted.unit(name) - fitted.unit(reference) for name in others]
+    return dict(zip(others, fitted.estimates(contrasts, SAME), strict=True))
 
 
-def beyond_parts(runs: Runs, metric: str = "validation_loss", reference: str = BASELINE) -> dict[str, Estimate]:
+def to_the_best(runs: Runs, best: str, metric: Metric = LOSS) -> dict[str, Estimate]:
+    """Each variant's mean minus that of the best, intervals simultaneous over all pairs (Tukey): which variant came out best was
+    not known before."""
+    fitted = fit(runs, metric)
+    others = [name for name in fitted.names if name != best]
+    pairs = [fitted.unit(name) - fitted.unit(best) for name in others]
+    rest = [fitted.unit(a) - fitted.unit(b) for a, b in itertools.combinations(others, 2)]
+    return dict(zip(others, fitted.estimates(pairs + rest, SAME), strict=False))
+
+
+def beyond_parts(runs: Runs, metric: Metric = LOSS, reference: str = BASELINE) -> dict[str, Estimate]:
     """How far each combination is from what its changes, made one at a time, add up to; intervals simultaneous.
 
     Zero means that the changes do not get in each other's way; below zero they help each other.
     """
-    names, of = variants(runs), factors_of(runs)
+    fitted, of = fit(runs, metric), factors_of(runs)
+    if reference not in fitted.names:
+        return {}
     single: dict[str, str] = {}
-    for name in names:
+    for name in fitted.names:
         if len(of[name]) == 1:
             single.setdefault(of[name][0], name)
-    combined = [name for name in names if len(of[name]) > 1 and all(factor in single for factor in of[name])]
-    if reference not in names:
-        return {}
-    fit = _fit(runs, names, metric)
-    unit = dict(zip(names, np.eye(len(names)), strict=True))
-    found = {}
-    for name in combined:
-        parts = sum(unit[single[factor]] - unit[reference] for factor in of[name])
-        found[name] = _contrast(fit, unit[name] - unit[reference] - parts, len(combined))
-    return found
+    combined = [name for name in fitted.names if len(of[name]) > 1 and all(factor in single for factor in of[name])]
+    unit = fitted.unit
+    contrasts = [
+        unit(name) - unit(reference) - sum(unit(single[factor]) - unit(reference) for factor in of[name]) for name in combined
+    ]
+    return dict(zip(combined, fitted.estimates(contrasts, SAME), strict=True))
 
 
-def effects(runs: Runs, metric: str = "validation_loss") -> list[Effect]:
+def effects(runs: Runs, metric: Metric = LOSS) -> list[Effect]:
     """Main effects and interactions of the largest complete factorial among the runs, intervals simultaneous."""
-    names, of = variants(runs), factors_of(runs)
+    fitted, of = fit(runs, metric), factors_of(runs)
     factors = complete_factorial(runs)
     cells: dict[frozenset[str], int] = {}
-    for n, name in enumerate(names):
+    for n, name in enumerate(fitted.names):
         cells.setdefault(frozenset(of[name]), n)
-    fit = _fit(runs, names, metric)
-    found = []
     sets = [chosen for k in range(1, len(factors) + 1) for chosen in itertools.combinations(factors, k)]
+    contrasts = []
     for chosen in sets:
-        weights = np.zeros(len(names))
+        weights = np.zeros(len(fitted.names))
         for k in range(len(factors) + 1):
             for present in itertools.combinations(factors, k):
                 # +1 or -1 for each factor of the effect, averaged over all levels of the others.
                 sign = (-1) ** sum(factor not in present for factor in chosen)
                 weights[cells[frozenset(present)]] = sign / 2 ** (len(factors) - len(chosen))
-        found.append(Effect(chosen, names[cells[frozenset(chosen)]], _contrast(fit, weights, len(sets))))
-    return found
+        contrasts.append(weights)
+    estimates = fitted.estimates(contrasts, SAME)
+    return [Effect(c, fitted.names[cells[frozenset(c)]], e) for c, e in zip(sets, estimates, strict=True)]
+
+
+@dataclass(frozen=True)
+class Course:
+    """An effect on the validation loss over training.
+
+    Attributes:
+        trend: how far it has moved since half of the training, with an interval of its own.
+    """
+
+    tokens: list[int]  # of training, at which it is known
+    estimates: list[Estimate]  # at each of these
+    trend: Estimate
+
+    @property
+    def turn(self) -> str:
+        """What becomes of it: "turned" (clear now, and clear the other way before), "faded" (clear before, and no longer),
+        "growing" or "shrinking" (by its trend), or "steady"."""
+        now, before = self.estimates[-1], {e.verdict for e in self.estimates[:-1] if e.is_clear}
+        if before - {now.verdict}:
+            return "turned" if now.is_clear else "faded"
+        if not self.trend.is_clear:
+            return "steady"
+        return "growing" if (self.trend.value > 0) == (now.value > 0) else "shrinking"
+
+
+def courses(runs: Runs, of: Callable[[Runs, Metric], dict[str, Estimate]]) -> dict[str, Course]:
+    """The course of each estimate that `of` makes of (runs, metric); none where fewer than three validations are shared."""
+    curves = {(run.variant, run.seed): dict(map(_point, run.curves.get("validation", []))) for run in runs}
+    steps = sorted(set.intersection(*map(set, curves.values()))) if curves else []
+    per_step = {run.config.tokens_per_step for run in runs}
+    if len(steps) < 3 or len(per_step) > 1 or 0 in per_step:
+        return {}
+
+    def at(step: float) -> Callable[[Record], float]:
+        return lambda run: curves[run.variant, run.seed][step]
+
+    found = [of(runs, at(step)) for step in steps]
+    half = min(steps, key=lambda step: abs(step - steps[-1] / 2))
+    trends = of(runs, lambda run: at(steps[-1])(run) - at(half)(run))
+    tokens = [int(step * per_step.copy().pop()) for step in steps]
+    return {name: Course(tokens, [estimates[name] for estimates in found], trends[name]) for name in found[-1]}
+
+
+def _point(pair: Sequence[float | None]) -> tuple[float, float]:
+    step, loss = (math.nan if value is None else value for value in pair)
+    return step, loss
+
+
+def main_effects(runs: Runs, metric: Metric = LOSS) -> dict[str, Estimate]:
+    """Those of the factorial by their factor; of a study without one, the differences to the baseline by variant."""
+    found = [effect for effect in effects(runs, metric) if len(effect.factors) == 1]
+    return {effect.variant: effect.estimate for effect in found} if len(found) > 1 else differences(runs, metric)
 
 
 def complete_factorial(runs: Runs) -> tuple[str, ...]:
@@ -189,37 +207,30 @@ def complete_factorial(runs: Runs) -> tuple[str, ...]:
     return ()
 
 
-def noise(runs: Runs, metric: str = "validation_loss") -> tuple[float, int] | None:
+def noise(runs: Runs, metric: Metric = LOSS) -> tuple[float, int] | None:
     """Standard deviation of what variant and seed leave unexplained, and its degrees of freedom; None without any."""
-    fit = _fit(runs, variants(runs), metric)
-    return (float(np.sqrt(fit.scale)), int(fit.df_resid)) if fit.df_resid > 0 else None
+    fitted = fit(runs, metric)
+    return (fitted.noise, fitted.freedom) if fitted.freedom > 0 else None
 
 
-def _fit(runs: Runs, names: list[str], metric: str, with_seeds: bool = True):
+def pairing(runs: Runs, metric: Metric = LOSS) -> float | None:
+    """By what share intervals of differences are narrower because runs with the same seed share batches and first weights; below
+    zero it costs more degrees of freedom than it gains. None without repetition."""
+    blocked, plain = fit(runs, metric), fit(runs, metric, with_seeds=False)
+    if min(blocked.freedom, plain.freedom) < 1 or not plain.noise:
+        return None
+    first, second = (fitted.noise * largest_t(np.eye(1), fitted.freedom) for fitted in (blocked, plain))
+    return 1 - first / second
+
+
+def fit(runs: Runs, metric: Metric = LOSS, with_seeds: bool = True) -> Fit:
     """Least squares of the metric on variant, and seed."""
-    seeds = sorted({run.seed for run in runs})
-    columns = [[float(run.variant == name) for run in runs] for name in names]
-    if with_seeds:
-        # Sum-to-zero coding: a variant's coefficient is its mean over all seeds of the study.
-        columns += [[float(run.seed == s) - float(run.seed == seeds[-1]) for run in runs] for s in seeds[:-1]]
-    with warnings.catch_warnings():
-        # Not every study can tell variants and seeds apart; _contrast finds out what it can estimate.
-        warnings.filterwarnings("ignore", message=".*rank-deficient")
-        return sm.OLS(np.array([run.metrics[metric] for run in runs]), np.array(columns).T).fit()
-
-
-def _contrast(fit, weights: np.ndarray, comparisons: int) -> Estimate:
-    """A weighted sum of the variants' coefficients, its interval one of `comparisons`."""
-    padded = np.concatenate((weights, np.zeros(len(fit.params) - len(weights))))
-    design = fit.model.exog
-    if not np.allclose(padded @ np.linalg.pinv(design) @ design, padded):
-        return Estimate(math.nan)
-    value = float(padded @ fit.params)
-    if fit.df_resid < 1:
-        return Estimate(value)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        low, high = fit.t_test(padded).conf_int(alpha=(1 - CONFIDENCE) / comparisons)[0]
-    return Estimate(value, min(float(low), value - RESOLUTION), max(float(high), value + RESOLUTION))
+    members: dict[str, set[str]] = {}
+    for name, factors in factors_of(runs).items():
+        for factor in factors:
+            members.setdefault(factor, set()).add(name)
+    values = [run.metrics[metric] if isinstance(metric, str) else metric(run) for run in runs]
+    return Fit(variants(runs), [run.variant for run in runs], [run.seed for run in runs], values, members, with_seeds)
 
 
 def by_variant(runs: Iterable[Record], metric: str) -> dict[str, float]:

@@ -251,3 +251,55 @@ class TestJson:
         runs = read_results(tmp_path / "a" / "results.json")
         assert write_report(runs, tmp_path / "b").read_text() == text
         assert json.loads((tmp_path / "b" / "results.json").read_text()) == stored
+
+
+def with_curves(course, noise=0.005, seeds=(0, 1, 2)):
+    """A study whose runs were validated at steps 1 to 6, where rope's effect is as the course says, and gqa's 0.1 throughout."""
+    runs = full({("rope",): course[-1], ("gqa",): 0.1}, noise=noise, seeds=seeds)
+    for n, run in enumerate(runs):
+        final = run.metrics["validation_loss"]
+        earlier = [final + (6 - step) * 0.1 + ("rope" in run.variant) * (effect - course[-1]) + 0.002 * ((n * step) % 3)
+                   for step, effect in enumerate(course[:-1], 1)]  # fmt: skip
+        run.curves = {"validation": [[step, loss] for step, loss in enumerate([*earlier, final], 1)]}
+    return runs
+
+
+class TestCourses:
+    @pytest.mark.parametrize(
+        ("course", "turn"),
+        [
+            ([-0.2, -0.2, -0.1, 0.0, 0.1, 0.2], "turned"), ([-0.2, -0.2, -0.1, -0.1, -0.05, 0.0], "faded"),
+            ([0.0, -0.1, -0.2, -0.3, -0.4, -0.5], "growing"), ([-0.5, -0.4, -0.35, -0.3, -0.25, -0.2], "shrinking"),
+            ([-0.2] * 6, "steady"),
+        ],
+    )  # fmt: skip
+    def test_what_becomes_of_an_effect_is_a_fact(self, course, turn):
+        facts = study_facts(with_curves(course))
+        assert facts.courses["rope"].turn == turn and facts.courses["gqa"].turn == "steady"
+        assert [e.value for e in facts.courses["rope"].estimates] == pytest.approx(course, abs=0.01)
+        tokens = facts.courses["rope"].tokens
+        assert len(tokens) == 6 and tokens[1] == 2 * tokens[0] > 0
+        assert as_json(facts)["courses"]["rope"]["turn"] == turn
+
+    def test_a_study_that_finds_nothing_has_none(self):
+        facts = study_facts(with_curves([0.0] * 6, noise=0.5))
+        assert facts.courses == {} and all(v.late_difference is None for v in facts.variants)
+
+    def test_the_report_says_so(self, tmp_path):
+        text = write_report(with_curves([-0.2, -0.2, -0.1, 0.0, 0.1, 0.2]), tmp_path).read_text()
+        assert "Its sign has turned: earlier in training it lowered the loss." in text
+        assert (tmp_path / "figures" / "effects_over_training.png").exists() and "effects_over_training" in text
+
+
+def test_runs_of_two_kinds_are_named_with_their_losses(tmp_path):
+    runs = full({("rope",): -0.3}, noise=0.005)
+    next(r for r in runs if (r.variant, r.seed) == ("rope-gqa", 1)).metrics["validation_loss"] = 5.4
+    facts = study_facts(runs)
+    assert list(facts.two_kinds) == ["rope-gqa"] and 5.4 in facts.two_kinds["rope-gqa"]
+    text = write_report(runs, tmp_path).read_text()
+    assert "**The runs of rope-gqa are of two kinds**" in text and "5.400" in text
+
+
+def test_a_change_that_does_nothing_is_called_equivalent(tmp_path):
+    text = write_report(full({("rope",): -0.3}, noise=0.0005), tmp_path).read_text()
+    assert "changes the validation loss by no more than 0.01 nats either way" in text
