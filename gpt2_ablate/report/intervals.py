@@ -104,6 +104,7 @@ class Fit:
             nothing = np.column_stack([np.ones(len(values)), *blocks])
             self.without_variants = sm.OLS(metric, nothing).fit()
         self.freedom = int(self.ols.df_resid)
+        self.variance = float(self.ols.scale) if self.freedom > 0 else math.nan  # of what variant and seed leave unexplained
         self.projection = np.linalg.pinv(design) @ design
         self.covariance = np.linalg.pinv(design.T @ design)
         hat = design @ self.covariance @ design.T
@@ -116,7 +117,7 @@ class Fit:
     @property
     def noise(self) -> float:
         """Standard deviation of what variant and seed leave unexplained."""
-        return math.sqrt(self.ols.scale)
+        return math.sqrt(self.variance)
 
     @cached_property
     def any_difference(self) -> bool:
@@ -202,7 +203,7 @@ class Fit:
             critical = scipy.stats.t.ppf(1 - (1 - CONFIDENCE) / 2 / len(family), freedoms)  # Bonferroni's
         found = errors * (critical + scipy.stats.t.ppf(POWER, freedoms))
         if not self.any_difference:
-            critical = np.maximum(critical, self._scheffe * np.sqrt(np.diag(covariance) * self.ols.scale) / errors)
+            critical = np.maximum(critical, self._scheffe * np.sqrt(np.diag(covariance) * self.variance) / errors)
         return list(zip((critical * errors).tolist(), found.tolist(), strict=True))
 
     def _errors(self, family: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -228,8 +229,8 @@ class Fit:
         """
         squares, freedoms = split @ self.squares_of, split @ self.freedom_of
         if len(split) == 1:
-            return np.array([self.ols.scale])
-        plain = np.where(freedoms > 0.1, squares / np.maximum(freedoms, 0.1), self.ols.scale)
+            return np.array([self.variance])
+        plain = np.where(freedoms > 0.1, squares / np.maximum(freedoms, 0.1), self.variance)
         found = np.linalg.lstsq(split @ self.leakage @ split.T, squares, rcond=None)[0]
         return np.where(freedoms > 0.1, np.maximum(found, 0.1 * plain), plain)
 

@@ -261,12 +261,14 @@ class TestChance:
         runs += [run.model_copy(update={"variant": "rope"}) for run in runs]
         assert not any(e.is_clear for e in everything(runs).values())
 
+    @pytest.mark.filterwarnings("error")
     def test_one_seed_gives_numbers_without_intervals(self):
         runs = study(PLANTED, seeds=(0,))
         found = everything(runs)
         assert found and not any(e.is_clear for e in found.values())
         assert all(e.low is None and e.high is None for e in found.values())
-        assert statistics.noise(runs) is None
+        assert statistics.noise(runs) is None and statistics.pairing(runs) is None
+        assert statistics.fit(runs).unequal is None and statistics.fit(runs).two_kinds == []
         assert all(e.low is None for e in statistics.means(runs).values())
 
     def test_one_seed_twice_is_one_seed(self):
