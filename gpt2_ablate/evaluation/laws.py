@@ -145,6 +145,18 @@ def documents(model: GPT2) -> str | None:
     return "documents of one row influence each other" if _differ(model(ids, documents=numbers), alone, ROUNDING) else None
 
 
+@torch.no_grad()
+def saving(model: GPT2) -> str | None:
+    """Built again and given its saved weights, it is the same model: a run that was interrupted goes on as if it was not."""
+    torch.manual_seed(1)
+    again = GPT2(model.config).to(model.device, torch.double).eval()
+    again.load_state_dict(model.state_dict())
+    ids = _ids(model, 2)
+    if _differ(again(ids), model(ids), EXACT):
+        return "built again from its saved weights it has other logits: something that they depend on is not a parameter"
+    return None
+
+
 def losses(model: GPT2) -> str | None:
     """Training and scoring use the logits that sampling uses."""
     ids = _ids(model, 2)
@@ -159,7 +171,7 @@ def losses(model: GPT2) -> str | None:
 
 
 LAWS: tuple[Callable[[GPT2], str | None], ...] = (
-    parts, shape, repeatable, causality, window, rows, cache, documents, losses,
+    parts, shape, repeatable, causality, window, rows, cache, documents, saving, losses,
 )  # fmt: skip
 
 
