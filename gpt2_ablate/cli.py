@@ -252,8 +252,8 @@ def _verify(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from gpt2_ablate.data.tokenizer import load_tokenizer
     from gpt2_ablate.evaluation.lambada import encode, read_passages, score_passages
-    from gpt2_ablate.evaluation.sampling import tokenizer_of
     from gpt2_ablate.evaluation.strided import read_text, score_text
     from gpt2_ablate.utils.progress import watch
 
@@ -263,11 +263,13 @@ def _evaluate(options: argparse.Namespace) -> int:
     text = read_text(options.text) if options.text else ""
     passages = read_passages(options.lambada) if options.lambada else []
     model, console = _open(options.checkpoint), Console(stderr=True, highlight=False)
-    tokenizer_of(model)
+    load_tokenizer(model.config.vocab_size)  # refuses a vocabulary that is not GPT-2's
     if text:
         _print(score_text(model, text, options.window, options.stride, watch("windows", console)))
     if passages:
-        _print(score_passages(model, [encode(passage) for passage in passages], watch("passages", console)))
+        _print(
+            score_passages(model, [encode(passage, model.config.vocab_size) for passage in passages], watch("passages", console))
+        )
     return 0
 
 

@@ -19,9 +19,9 @@ from gpt2_ablate.errors import UserError
 from gpt2_ablate.ops.cross_entropy import IGNORED
 
 
-def number_documents(input_ids: Tensor) -> Tensor:
+def number_documents(input_ids: Tensor, end_of_text: int = END_OF_TEXT_ID) -> Tensor:
     """[B, T] -> [B, T]: the number of each token's document, counted from 0 in each window; <|endoftext|> ends a document."""
-    ends = input_ids == END_OF_TEXT_ID
+    ends = input_ids == end_of_text
     return ends.cumsum(1) - ends.long()
 
 

@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader
 
 from gpt2_ablate.data.batches import EvaluationBatches, TrainingBatches, number_documents
 from gpt2_ablate.data.corpora import open_corpus
+from gpt2_ablate.data.tokenizer import GPT2_VOCABULARY, byte_lengths, end_of_text_id, load_tokenizer
 from gpt2_ablate.data.tokens import Tokens, tokenise
 from gpt2_ablate.errors import UserError
 
@@ -23,6 +24,7 @@ class TextData(LightningDataModule):
         separate_documents: whether tokens attend only to their own document; GPT-2 was trained without. Batches then have a
             third tensor, documents [B, T].
         validation_tokens: length of the validation text that is scored while training; None: all of it.
+        vocab_size: V, of the tokenizer (see `gpt2_ablate.data.tokenizer`) and of the model; None: GPT-2's 50,257.
 
     Raises:
         UserError: the corpus cannot be read, or is shorter than the context.
@@ -37,6 +39,7 @@ class TextData(LightningDataModule):
         column: str = "text",
         validation_tokens: int | None = None,
         separate_documents: bool = False,
+        vocab_size: int | None = None,
     ):
         super().__init__()
         if batch_size < 1:
@@ -47,11 +50,13 @@ class TextData(LightningDataModule):
         self.block_size, self.batch_size, self.seed = block_size, batch_size, seed
         self.validation_tokens = validation_tokens
         self.separate_documents = separate_documents
+        self.vocab_size = GPT2_VOCABULARY if vocab_size is None else vocab_size
+        load_tokenizer(self.vocab_size)  # refuses one that is too small
         self.splits: dict[str, Tokens] = {}
 
     def setup(self, stage: str | None = None) -> None:
         if not self.splits:
-            self.splits = tokenise(open_corpus(self.corpus, self.column))
+            self.splits = tokenise(open_corpus(self.corpus, self.column), vocab_size=self.vocab_size)
 
     def check(self) -> None:
         """Check that every split is longer than the context, without a trainer.
@@ -84,10 +89,16 @@ class TextData(LightningDataModule):
 
     def _loader(self, batches: TrainingBatches | EvaluationBatches, pinned: bool = False) -> DataLoader:
         # Our items are batches already: without a batch size torch passes each to collate_fn as it is.
-        collate = (lambda batch: (*batch, number_documents(batch[0]))) if self.separate_documents else None
+        collate = (
+            (lambda batch: (*batch, number_documents(batch[0], end_of_text_id(self.vocab_size))))
+            if self.separate_documents
+            else None
+        )
         return DataLoader(batches, batch_size=None, collate_fn=collate, pin_memory=pinned)
 
-    @property
-    def bytes_per_token(self) -> float:
-        """UTF-8 bytes per validation token, which turn a loss into bits per byte."""
-        return self.splits["validation"].bytes_per_token
+    def bytes_per_token(self, split: str, tokens: int | None = None) -> float:
+        """UTF-8 bytes per token of those that are scored: of the first so many of a split, all but the very first.
+
+        They turn a loss into bits per byte.
+        """
+        return float(byte_lengths(self.vocab_size)[self.splits[split].ids[1:tokens]].mean())

@@ -14,7 +14,7 @@ import numpy as np
 from filelock import FileLock
 
 from gpt2_ablate.data.corpora import SPLITS, Corpus
-from gpt2_ablate.data.tokenizer import END_OF_TEXT_ID, HASHES, load_tokenizer
+from gpt2_ablate.data.tokenizer import GPT2_VOCABULARY, HASHES, byte_lengths, end_of_text_id, load_tokenizer
 from gpt2_ablate.errors import UserError
 
 FORMAT = 1
@@ -28,11 +28,7 @@ class Tokens:
     """One split of a corpus."""
 
     ids: np.ndarray  # token ids [N] as uint16, memory-mapped; each document is followed by <|endoftext|>
-    bytes: int  # length of the text in UTF-8, <|endoftext|> counting none; turns a loss into bits per byte
-
-    @property
-    def bytes_per_token(self) -> float:
-        return self.bytes / len(self.ids)
+    bytes: int  # length of the text in UTF-8, <|endoftext|> counting none
 
 
 def cache_folder() -> Path:
@@ -40,17 +36,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gpt2-ablate" / "tokens"
 
 
-def tokenise(corpus: Corpus, folder: Path | None = None) -> dict[str, Tokens]:
+def tokenise(corpus: Corpus, folder: Path | None = None, vocab_size: int = GPT2_VOCABULARY) -> dict[str, Tokens]:
     """The splits of a corpus as token ids, encoded now or found in the cache.
 
     Safe against two processes at once (the second waits) and against a kill at any moment (a corpus appears in the cache by
     one rename). A cache entry with a missing or truncated file is built again.
 
+    Args:
+        vocab_size: of the tokenizer, see `gpt2_ablate.data.tokenizer.load_tokenizer`.
+
     Raises:
         UserError: the corpus is empty, or the cache cannot be written.
     """
-    folder = folder or cache_folder()
-    key = hashlib.sha256(f"{FORMAT} {corpus.digest} {HASHES['vocab.bpe']}".encode()).hexdigest()[:24]
+    folder, vocab_size = folder or cache_folder(), min(vocab_size, GPT2_VOCABULARY)
+    cut = "" if vocab_size == GPT2_VOCABULARY else f" {vocab_size}"
+    key = hashlib.sha256(f"{FORMAT} {corpus.digest} {HASHES['vocab.bpe']}{cut}".encode()).hexdigest()[:24]
     target = folder / key
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def tokenise(corpus: Corpus, folder: Path | None = None) -> dict[str, Tokens]:
                 shutil.rmtree(stale, ignore_errors=True)
             try:
                 partial.mkdir()
-                _write(corpus, partial)
+                _write(corpus, partial, vocab_size)
                 partial.rename(target)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -89,26 +89,26 @@ def _read(folder: Path) -> dict[str, Tokens] | None:
         return None
 
 
-def _write(corpus: Corpus, folder: Path) -> None:
+def _write(corpus: Corpus, folder: Path, vocab_size: int) -> None:
     splits = {}
     for split, documents in corpus.documents.items():
-        splits[split or "all"] = _encode(documents(), folder / f"{split or 'all'}.bin")
+        splits[split or "all"] = _encode(documents(), folder / f"{split or 'all'}.bin", vocab_size)
     if "all" in splits:
-        splits |= _divide(folder, splits.pop("all"), [split for split in SPLITS if split not in splits])
+        splits |= _divide(folder, splits.pop("all"), [split for split in SPLITS if split not in splits], vocab_size)
     for split, size in splits.items():
         if not size["tokens"]:
             raise UserError(f"corpus: {corpus.name} has no text for {split}; give more text")
     (folder / "splits.json").write_text(json.dumps(splits))
 
 
-def _encode(documents: Iterable[str], file: Path) -> dict[str, int]:
+def _encode(documents: Iterable[str], file: Path, vocab_size: int) -> dict[str, int]:
     """Encode documents in batches, on all cores, into one file of ids; count tokens and bytes of text."""
-    encode, size = load_tokenizer().encode_ordinary_batch, {"tokens": 0, "bytes": 0}
+    tokenizer, size = load_tokenizer(vocab_size), {"tokens": 0, "bytes": 0}
     with open(file, "wb") as out:
 
         def flush(batch: list[str]) -> None:
-            for ids in encode(batch, num_threads=os.cpu_count() or 1):
-                out.write(np.asarray([*ids, END_OF_TEXT_ID], dtype=DTYPE).tobytes())  # tofile hides a full disk
+            for ids in tokenizer.encode_ordinary_batch(batch, num_threads=os.cpu_count() or 1):
+                out.write(np.asarray([*ids, tokenizer.eot_token], dtype=DTYPE).tobytes())  # tofile hides a full disk
                 size["tokens"] += len(ids) + 1
 
         batch, flushed = [], 0
@@ -122,13 +122,13 @@ def _encode(documents: Iterable[str], file: Path) -> dict[str, int]:
     return size
 
 
-def _divide(folder: Path, size: dict[str, int], names: list[str]) -> dict[str, dict[str, int]]:
+def _divide(folder: Path, size: dict[str, int], names: list[str], vocab_size: int) -> dict[str, dict[str, int]]:
     """Divide `all.bin` into these splits, between documents where there are enough of them.
 
     The held-out text comes last: with a corpus that is ordered by time or topic, the test is on unseen times or topics.
     """
     ids = np.memmap(folder / "all.bin", dtype=DTYPE, mode="r") if size["tokens"] else np.empty(0, DTYPE)
-    ends = np.flatnonzero(ids == END_OF_TEXT_ID) + 1
+    ends = np.flatnonzero(ids == end_of_text_id(vocab_size)) + 1
     cuts = [0]
     for held_out in range(len(names) - 1, 0, -1):
         wanted = round(len(ids) * (1 - held_out * HELD_OUT))
@@ -136,12 +136,10 @@ def _divide(folder: Path, size: dict[str, int], names: list[str]) -> dict[str, d
         at = ends[near & (ends > cuts[-1]) & (ends < len(ids))]
         cuts.append(max(cuts[-1], int(at[np.abs(at - wanted).argmin()]) if len(at) else wanted))
     cuts.append(len(ids))
-    # UTF-8 bytes of each token; <|endoftext|>, the last, counts none.
-    lengths = np.array([len(load_tokenizer().decode_single_token_bytes(id)) for id in range(END_OF_TEXT_ID)] + [0])
     splits = {}
     for split, start, end in zip(names, cuts[:-1], cuts[1:], strict=True):
         part = np.asarray(ids[start:end])
         (folder / f"{split}.bin").write_bytes(part.tobytes())
-        splits[split] = {"tokens": len(part), "bytes": int(lengths[part].sum())}
+        splits[split] = {"tokens": len(part), "bytes": int(byte_lengths(vocab_size)[part].sum())}
     (folder / "all.bin").unlink()
     return splits

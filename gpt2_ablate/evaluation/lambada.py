@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from gpt2_ablate.data.tokenizer import load_tokenizer
+from gpt2_ablate.data.tokenizer import GPT2_VOCABULARY, load_tokenizer
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.evaluation.perplexity import evaluation_mode, perplexity
 from gpt2_ablate.evaluation.strided import read_text
@@ -81,9 +81,9 @@ def read_passages(file: Path) -> list[str]:
     return passages
 
 
-def encode(passage: str) -> Passage:
+def encode(passage: str, vocab_size: int = GPT2_VOCABULARY) -> Passage:
     """Token ids of a passage, and how many of the last belong to its last word."""
-    encode_ordinary = load_tokenizer().encode_ordinary
+    encode_ordinary = load_tokenizer(vocab_size).encode_ordinary
     before, _, word = passage.rpartition(" ")
     target = encode_ordinary(" " + word)
     return [*encode_ordinary(before), *target], len(target)

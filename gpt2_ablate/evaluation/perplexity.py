@@ -11,20 +11,25 @@ import numpy as np
 import torch
 
 from gpt2_ablate.data.batches import IGNORED, EvaluationBatches, number_documents
+from gpt2_ablate.data.tokenizer import end_of_text_id
 from gpt2_ablate.model import GPT2
 
 
 @dataclass(frozen=True)
 class Score:
-    """Loss on a text.
+    """Loss on a text, read in windows of T tokens."""
 
-    Attributes:
-        by_position: [T], the same for each position in the context: entry t is the mean loss of predictions from t + 1
-            tokens.
-    """
+    losses: np.ndarray  # [windows, T], cross-entropy in nats of the token after each; not a number where there is none
 
-    loss: float  # mean cross-entropy in nats per token
-    by_position: np.ndarray
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats per token."""
+        return float(np.nanmean(self.losses))
+
+    @property
+    def by_position(self) -> np.ndarray:
+        """[T], the same for each position in the context: entry t is the mean loss of predictions from t + 1 tokens."""
+        return np.nanmean(self.losses, axis=0)
 
     @property
     def perplexity(self) -> float:
@@ -61,12 +66,12 @@ def score(model: GPT2, ids: np.ndarray, block_size: int, batch_size: int = 8, se
     Raises:
         UserError: the text is shorter than a window, or the window longer than the model can encode.
     """
-    total, count = torch.zeros(2, block_size, dtype=torch.float64, device=model.device)
-    batches = EvaluationBatches(ids, block_size, batch_size)
+    batches, end = EvaluationBatches(ids, block_size, batch_size), end_of_text_id(model.config.vocab_size)
+    losses = []
     with evaluation_mode(model):
         for n in range(len(batches)):
             inputs, targets = (x.to(model.device) for x in batches[n])
-            hidden = model.hidden(inputs, documents=number_documents(inputs) if separate_documents else None)
-            total += model.embedding.token_losses(hidden, targets).sum(0)
-            count += (targets != IGNORED).sum(0)
-    return Score(float(total.sum() / count.sum()), (total / count.clamp(min=1)).cpu().numpy())
+            hidden = model.hidden(inputs, documents=number_documents(inputs, end) if separate_documents else None)
+            found = model.embedding.token_losses(hidden, targets).double().masked_fill(targets == IGNORED, math.nan)
+            losses.append(found.cpu().numpy())
+    return Score(np.concatenate(losses))

@@ -8,25 +8,10 @@ from collections.abc import Iterator
 import tiktoken
 import torch
 
-from gpt2_ablate.data.tokenizer import END_OF_TEXT_ID, load_tokenizer
+from gpt2_ablate.data.tokenizer import load_tokenizer
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.model import GPT2
 from gpt2_ablate.model.generate import stream
-
-
-def tokenizer_of(model: GPT2) -> tiktoken.Encoding:
-    """GPT-2's tokenizer.
-
-    Raises:
-        UserError: the model has another vocabulary.
-    """
-    tokenizer = load_tokenizer()
-    if model.config.vocab_size != tokenizer.n_vocab:
-        raise UserError(
-            f"vocab_size: the model has {model.config.vocab_size} tokens, GPT-2's tokenizer {tokenizer.n_vocab}; "
-            "give a model with GPT-2's vocabulary"
-        )
-    return tokenizer
 
 
 def continuation(
@@ -44,14 +29,14 @@ def continuation(
     <|endoftext|> in the prompt is that token. Other arguments are those of `gpt2_ablate.model.generate.stream`.
 
     Raises:
-        UserError: an argument is out of range, or the model has another vocabulary. Raised at once.
+        UserError: an argument is out of range. Raised at once.
     """
     if not 0 <= seed < 2**63:
         raise UserError(f"seed: {seed} is not a seed; give a whole number from 0 to {2**63 - 1}")
-    tokenizer, device = tokenizer_of(model), model.device
+    tokenizer, device = load_tokenizer(model.config.vocab_size), model.device
     ids = torch.tensor([tokenizer.encode(prompt, allowed_special="all")], dtype=torch.long, device=device)
     generator = torch.Generator(device).manual_seed(seed)
-    new = stream(model, ids, tokens, temperature, top_k, top_p, {END_OF_TEXT_ID}, generator)
+    new = stream(model, ids, tokens, temperature, top_k, top_p, {tokenizer.eot_token}, generator, vocab_size=tokenizer.n_vocab)
     return decode(tokenizer, (int(token) for token in new))
 
 
@@ -59,7 +44,7 @@ def decode(tokenizer: tiktoken.Encoding, tokens: Iterator[int]) -> Iterator[str]
     """Token ids up to <|endoftext|> -> text, in pieces of whole characters."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for token in tokens:
-        if token == END_OF_TEXT_ID:
+        if token == tokenizer.eot_token:
             break
         yield decoder.decode(tokenizer.decode_single_token_bytes(token))
     yield decoder.decode(b"", final=True)

@@ -101,7 +101,7 @@ def score_text(
     Raises:
         UserError: as `strided_loss`.
     """
-    ids = torch.tensor(load_tokenizer().encode_ordinary(text))
+    ids = torch.tensor(load_tokenizer(model.config.vocab_size).encode_ordinary(text))
     loss, predicted = strided_loss(model, ids, window, stride, watch)
     return TextScore(loss, predicted, len(ids), len(text.encode()), len(text), len(text.split()))
 

@@ -28,12 +28,13 @@ def generate(
     top_p: float | None = None,
     stop: Collection[int] = (),
     lengths: Tensor | None = None,
+    vocab_size: int | None = None,
 ) -> Tensor:
     """Prompt and continuation [B, T + N] of the prompts input_ids [B, T], see `stream`.
 
     N is max_new_tokens, or fewer where every row has stopped before.
     """
-    new = stream(model, input_ids, max_new_tokens, temperature, top_k, top_p, stop, generator, lengths)
+    new = stream(model, input_ids, max_new_tokens, temperature, top_k, top_p, stop, generator, lengths, vocab_size)
     return torch.cat((input_ids, *(token[:, None] for token in new)), dim=1)
 
 
@@ -47,13 +48,14 @@ def stream(
     stop: Collection[int] = (),
     generator: torch.Generator | None = None,
     lengths: Tensor | None = None,
+    vocab_size: int | None = None,
 ) -> Iterator[Tensor]:
     """Continue the prompts input_ids [B, T], yielding each new token of all rows [B] as soon as it is chosen.
 
     The model is in evaluation mode while the stream is open.
 
     Args:
-        temperature, top_k, top_p, generator: how tokens are drawn, see `gpt2_ablate.ops.sampling`.
+        temperature, top_k, top_p, generator, vocab_size: how tokens are drawn, see `gpt2_ablate.ops.sampling`.
         stop: token ids that end a row. A row that has ended repeats the token that ended it, and the stream ends with
             its last row.
         lengths: [B], of the prompts, where they differ: the prompt of row b is the last lengths[b] of its T tokens, and
@@ -69,7 +71,7 @@ def stream(
         raise UserError("input_ids: the prompt is empty; give one token at least, <|endoftext|> to start from nothing")
     if max_new_tokens < 0:
         raise UserError(f"max_new_tokens: {max_new_tokens} is negative; give 0 or more")
-    sampler = Sampler(temperature, top_k, top_p, generator)
+    sampler = Sampler(temperature, top_k, top_p, generator, vocab_size)
     for token in stop:
         if not 0 <= token < model.config.vocab_size:
             raise UserError(f"stop: {token} is no token id; give ids from 0 to {model.config.vocab_size - 1}")

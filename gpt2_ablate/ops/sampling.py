@@ -19,6 +19,7 @@ class Sampler:
         top_k: draw among the k likeliest tokens only.
         top_p: draw only among the likeliest tokens that together have this probability, of those that top_k leaves.
         generator: source of randomness; torch's global one if None.
+        vocab_size: draw among the ids below this one only: those above are padding, which no text has.
 
     Raises:
         UserError: an argument is out of range.
@@ -28,6 +29,7 @@ class Sampler:
     top_k: int | None = None
     top_p: float | None = None
     generator: torch.Generator | None = None
+    vocab_size: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -39,6 +41,7 @@ class Sampler:
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Logits [B, V] -> one token id for each row [B]."""
+        logits = logits[:, : self.vocab_size]
         if self.temperature == 0:
             return logits.argmax(-1)
         # Below the likeliest, so that hardly any temperature leaves that one alone; an fp32 zero or infinity would divide to NaN.

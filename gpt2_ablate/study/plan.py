@@ -177,7 +177,8 @@ def _model(variant: Variant, preset: Preset, file: Path) -> dict[str, Any]:
 
     changes = _fill_in(variant.model, preset.sizes, variant.source, file)
     model = {**preset.model, **changes}
-    model["config"] = {**preset.model.get("config", {}), **changes.get("config", {})}
+    vocabulary = {"vocab_size": size} if (size := preset.data.get("vocab_size")) is not None else {}
+    model["config"] = {**vocabulary, **preset.model.get("config", {}), **changes.get("config", {})}
     try:
         config = GPT2Config(**model["config"])
         for kind in BUILT_IN:

@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import tiktoken
 import torch
 import yaml
 from filelock import FileLock
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from gpt2_ablate.data.tokenizer import load_tokenizer
+from gpt2_ablate.data.tokenizer import GPT2_VOCABULARY, load_tokenizer
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.evaluation import flops
 from gpt2_ablate.evaluation.laws import broken_law, small_model
@@ -54,14 +56,13 @@ def train_run(run: Run, fingerprint: str, folder: Path, logs: Path, at_once: int
         write_text(folder / "config.yaml", yaml.safe_dump(run.config, sort_keys=False))
         write_text(folder / "fingerprint", fingerprint)
 
-        tokenizer = load_tokenizer()
         timer, perplexity, memory = Timer(), Perplexity(), Memory()
         throughput = Throughput(flops.training_flops_per_token)
-        samples = Samples(run.prompt, tokenizer.encode_ordinary, tokenizer.decode)
         # Saved when a validation has ended: then a resumed run has nothing to repeat.
         checkpoint = ModelCheckpoint(folder, filename="{step}", every_n_epochs=1, save_on_train_epoch_end=False)
         purge = None if resume is None else _step(resume)
         logger = TensorBoardLogger(logs.parent, name="", version=logs.name, default_hp_metric=False, purge_step=purge)
+        samples = Samples(run.prompt, _tokenizer(run))
         callbacks = [timer, perplexity, throughput, memory, samples, Progress(on_progress, throughput), checkpoint]
         cli = build(run.config, callbacks, logger)
         before = _score_before(cli, run, on_progress)
@@ -130,8 +131,12 @@ def _check_laws(config: GPT2Config) -> None:
 def _check_scoring(run: Run, block_size: int) -> None:
     if run.evaluation_tokens is not None and run.evaluation_tokens <= block_size:
         raise UserError(f"evaluation_tokens: {run.evaluation_tokens} do not fill a context of {block_size}; give more")
-    if (length := len(load_tokenizer().encode_ordinary(run.prompt))) >= block_size:
+    if (length := len(_tokenizer(run).encode_ordinary(run.prompt))) >= block_size:
         raise UserError(f"prompt: its {length} tokens leave no room in a context of {block_size}; give a shorter one")
+
+
+def _tokenizer(run: Run) -> tiktoken.Encoding:
+    return load_tokenizer(run.config["model"].get("config", {}).get("vocab_size", GPT2_VOCABULARY))
 
 
 def _start_over(folder: Path, logs: Path) -> None:
@@ -191,16 +196,19 @@ def _evaluate(cli: TrainingCLI, tokens: int | None) -> tuple[dict[str, Any], dic
             result = _score(cli, split, tokens)
             metrics[f"{split}_loss"] = result.loss
             metrics[f"{split}_perplexity"] = result.perplexity
-            metrics[f"{split}_bits_per_byte"] = result.bits_per_byte(splits[split].bytes_per_token)
+            metrics[f"{split}_bits_per_byte"] = result.bits_per_byte(cli.datamodule.bytes_per_token(split, tokens))
             if split == "validation":
+                within = result
                 details["loss_by_position"] = _binned(result)
                 # Where most of the past can be missed: what a window or a poor sense of distance costs shows here first.
                 metrics["validation_loss_late"] = float(result.by_position[-(config.block_size // 4) :].mean())
     longest, scored = model.positions.max_length, splits["validation"].ids[:tokens]
     if (longest is None or longest >= 2 * config.block_size) and len(scored) > 2 * config.block_size:
-        beyond = _score(cli, "validation", tokens, contexts=2)
+        beyond, quarter = _score(cli, "validation", tokens, contexts=2), config.block_size // 4
         details["loss_by_position_beyond"] = _binned(beyond)
-        metrics["validation_loss_beyond"] = float(beyond.by_position[config.block_size :].mean())
+        # The same targets, far into a window of twice the trained length, and far into one of the trained length.
+        metrics["validation_loss_beyond"] = float(np.nanmean(beyond.losses[:, -quarter:]))
+        metrics["validation_loss_within"] = float(np.nanmean(within.losses[1::2, -quarter:]))
 
     metrics |= {f"parameters_{name}": count for name, count in flops.count_parameters(model).items()}
     metrics["forward_flops_per_token"] = flops.forward_flops_per_token(config, config.block_size)

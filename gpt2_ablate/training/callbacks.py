@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import tiktoken
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -56,7 +57,8 @@ class Perplexity(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loss = self.mean.compute()
         self.curves["validation"].append((trainer.global_step, loss.item()))
-        bytes_per_token = trainer.datamodule.bytes_per_token  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        bytes_per_token = data.bytes_per_token("validation", data.validation_tokens)
         values = {"loss": loss, "perplexity": loss.exp(), "bits_per_byte": loss / math.log(2) / bytes_per_token}
         pl_module.log_dict({f"validation/{name}": value for name, value in values.items()})
 
@@ -152,23 +154,23 @@ class Samples(Callback):
 
     Args:
         prompt: text to continue.
-        encode, decode: the tokenizer's.
         max_new_tokens: of the continuation; fewer where the context ends.
     """
 
-    def __init__(
-        self, prompt: str, encode: Callable[[str], list[int]], decode: Callable[[list[int]], str], max_new_tokens: int = 60
-    ):
-        self.prompt, self.encode, self.decode, self.max_new_tokens = prompt, encode, decode, max_new_tokens
+    def __init__(self, prompt: str, tokenizer: tiktoken.Encoding, max_new_tokens: int = 60):
+        self.prompt, self.tokenizer, self.max_new_tokens = prompt, tokenizer, max_new_tokens
 
     def write(self, pl_module: LightningModule) -> str:
         """The prompt and its continuation: temperature 0.8, top-k 50, always the same seed."""
         model: Any = pl_module.model
-        ids = torch.tensor([self.encode(self.prompt)], device=pl_module.device)
+        ids = torch.tensor([self.tokenizer.encode_ordinary(self.prompt)], device=pl_module.device)
         room = model.config.block_size - ids.shape[1]
         generator = torch.Generator(pl_module.device).manual_seed(0)
-        text = generate(model, ids, max(0, min(self.max_new_tokens, room)), temperature=0.8, top_k=50, generator=generator)
-        return self.decode(text[0].tolist())
+        text = generate(
+            model, ids, max(0, min(self.max_new_tokens, room)), temperature=0.8, top_k=50, generator=generator,
+            vocab_size=self.tokenizer.n_vocab,
+        )  # fmt: skip
+        return self.tokenizer.decode(text[0].tolist())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(trainer.logger, TensorBoardLogger):

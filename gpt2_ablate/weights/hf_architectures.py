@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gpt2_ablate.data.tokenizer import END_OF_TEXT_ID
+from gpt2_ablate.data.tokenizer import SMALLEST, end_of_text_id
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.model import GPT2Config
 
@@ -70,7 +70,7 @@ class Architecture:
 
     def settings(self, config: GPT2Config) -> Settings:
         """config.json of a model of this architecture."""
-        end = END_OF_TEXT_ID if config.vocab_size > END_OF_TEXT_ID else None  # of another tokenizer, and unknown here
+        end = end_of_text_id(config.vocab_size) if config.vocab_size >= SMALLEST else None
         return {
             "architectures": [self.class_name], "model_type": self.model_type,
             **{theirs: getattr(config, ours) for ours, theirs in self.sizes.items()}, self.mlp_width: 4 * config.n_embd,

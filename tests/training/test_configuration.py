@@ -7,8 +7,6 @@ import yaml
 from gpt2_ablate.training.callbacks import Perplexity
 from gpt2_ablate.training.trainer import build
 
-from .tiny import fit
-
 
 def test_values_arrive_where_they_belong(config):
     cli = build(config({"seed_everything": 7, "model.config.window": 8, "data.batch_size": 3}), [], logger=False)
@@ -91,9 +89,22 @@ def test_a_gpu_that_is_not_there_is_refused(config, refused):
         build(config({"trainer.accelerator": "gpu"}), [], logger=False)
 
 
-def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(config, refused):
-    with refused("vocab_size", 50257):
-        fit(config({"model.config.vocab_size": 50256}))
+@pytest.mark.parametrize("key", ["model.config.vocab_size", "data.vocab_size"])
+@pytest.mark.parametrize("vocab_size", [257, 300, 50257, 50304])
+def test_tokenizer_and_model_have_one_vocabulary_wherever_it_is_said(config, key, vocab_size):
+    cli = build(config({key: vocab_size}), [], logger=False)
+    assert cli.model.model.config.vocab_size == cli.datamodule.vocab_size == vocab_size
+
+
+def test_two_vocabularies_are_refused(config, refused):
+    with refused("data.vocab_size", 300, 400):
+        build(config({"model.config.vocab_size": 400, "data.vocab_size": 300}), [], logger=False)
+
+
+@pytest.mark.parametrize("key", ["model.config.vocab_size", "data.vocab_size"])
+def test_a_vocabulary_without_all_bytes_is_refused(config, refused, key):
+    with refused("vocab_size", 256, 257):
+        build(config({key: 256}), [], logger=False)
 
 
 @pytest.mark.parametrize("section", ["model", "data", "trainer"])

@@ -23,8 +23,7 @@ SCALARS = {
 
 def watched(config, folder, variant):
     """Train a variant with all that a study watches; returns what `fit` does, and TensorBoard's own reading of its files."""
-    tokenizer = load_tokenizer()
-    samples = Samples("one two", tokenizer.encode_ordinary, tokenizer.decode, max_new_tokens=4)
+    samples = Samples("one two", load_tokenizer(), max_new_tokens=4)
     changes = {f"model.config.{key}": value for key, value in variant.items() if key in ("positions", "n_kv_head", "window")}
     logger = TensorBoardLogger(folder.parent, name="", version=folder.name, default_hp_metric=False)
     config = config({**changes, "model.config.dropout": 0.1, "trainer.max_steps": 4, "trainer.val_check_interval": 2})

@@ -86,27 +86,44 @@ def test_what_is_exported_comes_back_bit_for_bit(tmp_path, variant, architecture
     torch.testing.assert_close(back(tokens()), made(tokens()), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("vocab_size", [257, 258, 2048, 50257, 50304])
 @pytest.mark.parametrize("variant", [{}, dict(n_kv_head=1), ROTARY], ids=str)
-def test_the_tokenizer_is_gpt2s(tmp_path, variant):
-    export_huggingface(model(**variant, vocab_size=50257, n_embd=32, n_layer=1), tmp_path / "out")
+def test_the_tokenizer_is_the_models(tmp_path, variant, vocab_size):
+    export_huggingface(model(**variant, vocab_size=vocab_size, n_embd=32, n_layer=1), tmp_path / "out")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     text = "First Citizen:\nBefore we proceed  any further, isn't it?\t 12,345 ünïcödé 日本語 🙂 <|endoftext|> x"
-    ids = load_tokenizer().encode(text, allowed_special="all")
+    ids, end = load_tokenizer(vocab_size).encode(text, allowed_special="all"), min(vocab_size, 50257) - 1
     assert tokenizer(text).input_ids == ids
     assert tokenizer.decode(ids) == text
-    assert (tokenizer.eos_token_id, tokenizer.bos_token_id) == (50256, 50256) and len(tokenizer) == 50257
+    assert (tokenizer.eos_token_id, tokenizer.bos_token_id) == (end, end) and len(tokenizer) == end + 1
     stock = opened(tmp_path / "out")
-    assert stock.generation_config.eos_token_id == 50256
+    assert stock.generation_config.eos_token_id == end
 
 
-def test_transformers_own_slow_files_are_the_released_ones(tmp_path):
-    export_huggingface(model(vocab_size=50257, n_embd=32, n_layer=1), tmp_path / "out")
+@pytest.mark.parametrize("variant", [{}, dict(n_kv_head=1), ROTARY], ids=str)
+def test_transformers_never_generates_padding(tmp_path, variant):
+    made = model(**variant, vocab_size=50304, n_embd=32, n_layer=1)
+    with torch.no_grad():
+        made.norm.weight.zero_(), made.norm.bias.fill_(1.0)
+        made.embedding.weight[50257:] = 5.0
+    export_huggingface(made, tmp_path / "out")
+    stock = opened(tmp_path / "out")
+    prompt = torch.tensor([[464, 3290]])
+    assert stock(prompt).logits.argmax() % 50304 >= 50257
+    for sampled in (False, True):
+        assert stock.generate(prompt, max_new_tokens=4, do_sample=sampled).max() < 50257
+
+
+@pytest.mark.parametrize("vocab_size", [300, 50257])
+def test_transformers_own_slow_files_are_right(tmp_path, vocab_size):
+    export_huggingface(model(vocab_size=vocab_size, n_embd=32, n_layer=1), tmp_path / "out")
     (tmp_path / "out" / "tokenizer.json").unlink()
     text = "Before we proceed any further"
-    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out")(text).input_ids == load_tokenizer().encode(text)
+    ids = load_tokenizer(vocab_size).encode(text)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out")(text).input_ids == ids
 
 
-def test_a_smaller_vocabulary_gets_no_tokenizer(tmp_path):
+def test_a_vocabulary_without_all_bytes_gets_no_tokenizer(tmp_path):
     export_huggingface(model(), tmp_path / "out")
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert names == {"config.json", "model.safetensors", "generation_config.json", "README.md"}
