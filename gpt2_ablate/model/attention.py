@@ -34,7 +34,8 @@ class SelfAttention(nn.Module):
         self.kernel = config.kernel
         find_kernel(config.kernel)
         self.dropout = config.dropout
-        self.qkv = Linear(config.n_embd, sum(self.heads) * config.head_dim)
+        D, (H, G, _) = config.head_dim, self.heads
+        self.qkv = Linear(config.n_embd, (H + 2 * G) * D, matrix_rows=(*[D] * (H + G), G * D))
         self.output = Linear(config.n_head * config.head_dim, config.n_embd, std=config.residual_std)
 
     def forward(self, x: Tensor, context: ForwardContext) -> Tensor:

@@ -193,7 +193,8 @@ class GPT2Config:
 
     @property
     def residual_std(self) -> float:
-        """Of the first weights of a projection into the residual stream, which 2 n_layer of them add to."""
+        """Of the first weights of a projection into the residual stream, which 2 n_layer of them add to (Radford et al. 2019,
+        section 2.3)."""
         return INIT_STD / math.sqrt(2 * self.n_layer)
 
 

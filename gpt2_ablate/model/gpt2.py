@@ -44,8 +44,9 @@ class Block(nn.Module):
 class GPT2(nn.Module):
     """A language model: token ids [B, T] -> logits [B, T, V] of the token that follows each.
 
-    Weights start as in the released code: N(0, 0.02), the two projections into the residual stream of each block
-    N(0, 0.02 / sqrt(2 n_layer)), biases zero, norms one. They depend on torch's global seed.
+    Weights start as in the released code (model.py of openai/gpt-2): N(0, 0.02), a table of positions N(0, 0.01), biases zero,
+    norms one; but the two projections into the residual stream of each block N(0, 0.02 / sqrt(2 n_layer)), as the paper says
+    and that code does not (Radford et al. 2019, section 2.3). They depend on torch's global seed.
     """
 
     def __init__(self, config: GPT2Config):

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.model.config import GPT2Config
 from gpt2_ablate.model.context import ForwardContext
-from gpt2_ablate.ops.linear import INIT_STD, normal_
+from gpt2_ablate.ops.linear import normal_
+
+INIT_STD = 0.01  # of the table (the released code of GPT-2, model.py)
 
 
 class Positions(nn.Module):
@@ -61,7 +63,7 @@ class LearnedPositions(Positions):
 
 
 class PositionTable(nn.Embedding):
-    """Starts at N(0, 0.02)."""
+    """Starts at N(0, 0.01)."""
 
     def reset_parameters(self) -> None:
         normal_(self.weight, INIT_STD)

@@ -31,10 +31,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """[..., K] -> [..., N], as torch's; weights start at N(0, std), biases at zero."""
+    """[..., K] -> [..., N], as torch's; weights start at N(0, std), biases at zero.
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, std: float = INIT_STD):
-        self.std = std
+    Args:
+        matrix_rows: of the matrices that the weight is made of, one below the other, where it is not one: an optimizer may
+            treat each as a matrix of its own.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        std: float = INIT_STD,
+        matrix_rows: tuple[int, ...] | None = None,
+    ):
+        self.std, self.matrix_rows = std, matrix_rows
         super().__init__(in_features, out_features, bias)
 
     def reset_parameters(self) -> None:

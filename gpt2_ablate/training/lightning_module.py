@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.model import GPT2, GPT2Config
-from gpt2_ablate.training.optimizers import adamw, warmup_cosine
+from gpt2_ablate.training.optimizers import OPTIMIZERS, warmup_cosine
 
 
 class NonFiniteLoss(UserError):
@@ -21,6 +21,7 @@ class LanguageModel(LightningModule):
 
     Args:
         config: of the model.
+        optimizer: adamw, as GPT-2 was trained, or muon, which learns more from a token (see `gpt2_ablate.training.muon`).
         learning_rate: the highest, reached after warm-up.
         warmup_steps: optimizer steps of linear warm-up; then the rate falls along half a cosine to a tenth of the highest at
             the last step.
@@ -42,8 +43,11 @@ class LanguageModel(LightningModule):
         betas: tuple[float, float] = (0.9, 0.95),
         init: str | None = None,
         compile: bool = False,
+        optimizer: str = "adamw",
     ):
         super().__init__()
+        if optimizer not in OPTIMIZERS:
+            raise UserError(f"optimizer: there is no {optimizer!r}; give {' or '.join(OPTIMIZERS)}")
         if not learning_rate > 0:
             raise UserError(f"learning_rate: {learning_rate} does not train; give a number above 0")
         if warmup_steps < 0:
@@ -52,7 +56,7 @@ class LanguageModel(LightningModule):
             raise UserError(f"weight_decay: {weight_decay} would let weights grow; give 0 or more")
         if not all(0 <= beta < 1 for beta in betas):
             raise UserError(f"betas: {betas} are not decay rates; give numbers from 0 up to, not including, 1")
-        self.learning_rate, self.warmup_steps = learning_rate, warmup_steps
+        self.optimizer, self.learning_rate, self.warmup_steps = optimizer, learning_rate, warmup_steps
         self.weight_decay, self.betas = weight_decay, betas
         self.seed = torch.initial_seed() % 2**32
         self.model = GPT2(config) if init is None else _converted(init, config)
@@ -90,8 +94,8 @@ class LanguageModel(LightningModule):
         return self.model.loss(*batch)
 
     def configure_optimizers(self):
-        """AdamW, its learning rate set at every step."""
-        optimizer = adamw(self.parameters(), self.learning_rate, self.weight_decay, self.betas)
+        """The learning rate is set at every step."""
+        optimizer = OPTIMIZERS[self.optimizer](self.model, self.learning_rate, self.weight_decay, self.betas)
         schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, self.warmup_steps, self.trainer.max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -106,8 +106,9 @@ def test_the_released_sizes(name, parameters):
 
 @pytest.mark.parametrize("n_layer", [2, 8])
 @pytest.mark.parametrize("changes", [dict(), dict(positions="rotary", n_kv_head=1)], ids=["baseline", "rope-gqa"])
-def test_weights_start_as_in_the_released_code(n_layer, changes):
-    """N(0, 0.02), the two projections into the residual stream N(0, 0.02 / sqrt(2 n_layer)), biases 0, norms 1."""
+def test_weights_start_as_they_are_published(n_layer, changes):
+    """N(0, 0.02), learned positions N(0, 0.01), the two projections into the residual stream N(0, 0.02 / sqrt(2 n_layer)),
+    biases 0, norms 1."""
     torch.manual_seed(0)
     model = GPT2(tiny(n_embd=64, n_layer=n_layer, **changes))
     residual = {name for name, _ in model.named_parameters() if name.endswith("output.weight")}
@@ -118,7 +119,7 @@ def test_weights_start_as_in_the_released_code(n_layer, changes):
         elif "norm" in name:
             assert (p == 1).all(), name
         else:
-            std = 0.02 / math.sqrt(2 * n_layer) if name in residual else 0.02
+            std = 0.02 / math.sqrt(2 * n_layer) if name in residual else 0.01 if name.startswith("positions") else 0.02
             assert abs(p.std().item() / std - 1) < 5 / math.sqrt(2 * p.numel()), name
             assert abs(p.mean().item() / std) < 5 / math.sqrt(p.numel()), name
 
