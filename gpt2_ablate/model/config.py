@@ -37,7 +37,8 @@ class GPT2Config:
         n_embd: C, the width of the residual stream.
         n_kv_head: G, the number of key/value heads (Ainslie et al. 2305.13245, section 2.2): None means H
             (multi-head attention), 1 is multi-query attention.
-        positions: the positional encoding: "learned" (GPT-2) or "rotary" (Su et al. 2104.09864).
+        positions: the positional encoding: "learned" (GPT-2), "rotary" (Su et al. 2104.09864) or "none" (Kazemnejad et al.
+            2305.19466).
         window: W, key j is visible to query i iff i - W < j <= i (Beltagy et al. 2004.05150, section 3.1); None means
             all of the past. A list says it for each layer, from the first; a shorter one is repeated.
         dropout: probability of dropping an embedding, an attention weight or a residual update in training.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpt2_ablate.errors import UserError
 from gpt2_ablate.model.config import GPT2Config
 from gpt2_ablate.ops.linear import Linear
 
@@ -17,12 +18,19 @@ class LayerNorm(nn.LayerNorm):
 
 
 class MLP(nn.Module):
-    """Four times as wide inside, tanh-approximated GELU (Radford et al. 2018). [B, T, C] -> [B, T, C]."""
+    """Four times as wide inside, tanh-approximated GELU (Radford et al. 2018). [B, T, C] -> [B, T, C].
 
-    def __init__(self, config: GPT2Config, layer: int):
+    Args:
+        width: inside, instead of 4 C.
+    """
+
+    def __init__(self, config: GPT2Config, layer: int, width: int | None = None):
         super().__init__()
-        self.input = Linear(config.n_embd, 4 * config.n_embd)
-        self.output = Linear(4 * config.n_embd, config.n_embd, std=config.residual_std)
+        width = 4 * config.n_embd if width is None else width
+        if width < 1:
+            raise UserError(f"mlp: width: {width} is too small; give 1 or more")
+        self.input = Linear(config.n_embd, width)
+        self.output = Linear(width, config.n_embd, std=config.residual_std)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.output(F.gelu(self.input(x), approximate="tanh"))

@@ -30,6 +30,7 @@ BUILT_IN = {
     "positions": {
         "learned": "gpt2_ablate.model.positions:LearnedPositions",
         "rotary": "gpt2_ablate.model.rope:RotaryPositions",
+        "none": "gpt2_ablate.model.positions:NoPositions",
     },
     "embedding": {"tied": "gpt2_ablate.model.embedding:TiedEmbedding"},
 }

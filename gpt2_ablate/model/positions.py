@@ -50,6 +50,13 @@ class Positions(nn.Module):
         return x
 
 
+class NoPositions(Positions):
+    """NoPE: the causal mask alone tells the order (Kazemnejad et al. 2305.19466, section 2)."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+
+
 class LearnedPositions(Positions):
     """A table [block_size, C], added to the token embeddings in front of the first block (Radford et al. 2018, section 3.1)."""
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.records import SCHEMA
+from gpt2_ablate.study.matching import as_many_flops, as_many_parameters
 from gpt2_ablate.study.schemas import Preset, read
 from gpt2_ablate.study.variants import BASELINE, EXPERIMENTS, Library, Variant
 
@@ -140,11 +141,11 @@ def load_plan(
         if (factors := listed.get(variant.name)) and factors != variant.factors:
             raise UserError(f"{variant.source}: factors: {list(variant.factors)} should be {list(factors)}, as {file} joins them")
         order = list(listed).index(variant.name) if variant.name in listed else 1000
-        config = {"model": _model(variant, content, file), "data": content.data, "trainer": content.trainer}
+        config, texts = _config(variant, content, file)
         return [
             Run(
                 name, variant.name, seed, {"seed_everything": seed, **config}, f"{variant.source} with {file}", content.prompt,
-                content.evaluation_tokens, variant.factors, variant.texts, order, digest, invocation,
+                content.evaluation_tokens, variant.factors, texts, order, digest, invocation,
             )
             for seed in dict.fromkeys(content.seeds)
         ]  # fmt: skip
@@ -164,6 +165,27 @@ def _listed(preset: Preset) -> dict[str, tuple[str, ...] | None]:
     subsets = [c for k in range(len(preset.changes) + 1) for c in itertools.combinations(preset.changes, k)]
     factorial = {"-".join(changes) or BASELINE: changes for changes in subsets}
     return {**dict.fromkeys([*factorial, *preset.variants]), **factorial}
+
+
+def _config(variant: Variant, preset: Preset, file: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """A run's configuration but for the seed, and what the report's reader is told of the variant.
+
+    Raises:
+        UserError: a size is missing, values do not fit together, or the variant cannot be matched with the baseline.
+    """
+    model, trainer, texts = _model(variant, preset, file), preset.trainer, variant.texts
+    if variant.matched:
+        sizes = {"vocab_size": preset.data["vocab_size"]} if preset.data.get("vocab_size") is not None else {}
+        baseline = {**sizes, **preset.model.get("config", {})}
+        try:
+            if variant.matched == "parameters":
+                model["config"], sentence = as_many_parameters(model["config"], baseline)
+            else:
+                trainer, sentence = as_many_flops(trainer, model["config"], baseline)
+        except UserError as error:
+            raise UserError(f"{variant.source} with {file}: {error}") from error
+        texts = {**texts, "in_numbers": f"{texts.get('in_numbers', '')}\n\n{sentence}".strip()}
+    return {"model": model, "data": preset.data, "trainer": trainer}, texts
 
 
 def _model(variant: Variant, preset: Preset, file: Path) -> dict[str, Any]:
@@ -192,6 +214,8 @@ def _fill_in(value: Any, sizes: dict[str, Any], source: str, preset_file: Path) 
     """Replace every "${name}" by the size of that name in the preset."""
     if isinstance(value, dict):
         return {k: _fill_in(v, sizes, source, preset_file) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_fill_in(v, sizes, source, preset_file) for v in value]
     if isinstance(value, str) and value.startswith("${") and value.endswith("}"):
         if value[2:-1] not in sizes:
             raise UserError(f"{preset_file}: sizes: {value[2:-1]!r} is missing, and {source} needs it")

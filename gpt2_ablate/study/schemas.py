@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import (
     Annotated,
     Any,
+    Literal,
     Required,  # that of `typing` cannot be validated before Python 3.12
     TypeVar,
 )
@@ -63,6 +64,9 @@ Names = Annotated[list[Text], AfterValidator(_all_different), _described("a list
 Mapping = Annotated[dict[str, Any], _NONE_IS_EMPTY, _described("keys and values")]
 
 
+Matched = Annotated[Literal["parameters", "flops"], _described("parameters or flops")]
+
+
 class ModelSection(TypedDict, total=False):
     """`model` of either: the fields of a GPT2Config, and beside them the optimizer's settings."""
 
@@ -115,6 +119,7 @@ class VariantFile(Schema):
 
     model: Annotated[ModelSection, _NONE_IS_EMPTY] | None = None
     factors: Names | None = None  # the changes that it is made of; None: it is a change by itself
+    matched: Matched | None = None  # what it has as much of as the baseline, see gpt2_ablate.study.matching
     title: Text | None = None
     paper: Text | None = None
     idea: Text | None = None

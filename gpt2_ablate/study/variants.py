@@ -1,4 +1,5 @@
-"""The variants at hand, by name: single changes, each a file, and their combinations, which need none."""
+"""The variants at hand, by name: single changes, each a file; changes at another size, "swa@128"; and combinations of them,
+"rope-swa@128". The last two need no file."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.study.schemas import VariantFile, read
@@ -22,6 +25,7 @@ class Variant:
     factors: tuple[str, ...]  # the changes that it is made of
     model: dict[str, Any]  # what it says of the preset's `model`, where "${name}" stands for a size
     texts: dict[str, str]  # what the report's reader is told
+    matched: str | None  # what it has as much of as the baseline
     files: tuple[Path, ...]  # where all this was read
 
     @property
@@ -67,7 +71,7 @@ class Library:
         return file
 
     def variant(self, name: str, key: str = "variant") -> Variant:
-        """The variant of a name: of a file with a `model`, or else of the changes whose names it joins by "-".
+        """The variant of a name: of a file with a `model`, of one at another size, or of the changes whose names it joins by "-".
 
         Args:
             key: where the name was said.
@@ -79,23 +83,29 @@ class Library:
         content = read(file, VariantFile) if file else VariantFile()
         if content.model is None and (changes := self.split(name)):
             return self._combination(changes)
+        if file is None and self._is_change(name):
+            return _at_size(self.variant(name.partition("@")[0]), name, key)
         if file is None:
-            return _refuse(key, name, self.variants, ", or several joined by -")
+            return _refuse(key, name, self.variants, ", one of them at another size (swa@128), or several joined by -")
         factors = content.factors if content.factors is not None else [] if name == BASELINE else [name]
-        return Variant(name, tuple(factors), dict(content.model or {}), content.texts, (file,))
+        return Variant(name, tuple(factors), dict(content.model or {}), content.texts, content.matched, (file,))
+
+    def _is_change(self, name: str) -> bool:
+        """Whether it is the name of a file, or that of one at another size."""
+        return name.partition("@")[0] in self.variants.keys() - {BASELINE}
 
     def split(self, name: str) -> tuple[str, ...]:
         """The changes that a name joins, as many as it can be; none where it joins none, or one of them twice."""
-        changes = self.variants.keys() - {BASELINE}
-        for n in (n for n, letter in enumerate(name) if letter == "-" and name[:n] in changes):
+        for n in (n for n, letter in enumerate(name) if letter == "-" and self._is_change(name[:n])):
             rest = name[n + 1 :]
-            further = self.split(rest) or ((rest,) if rest in changes else ())
+            further = self.split(rest) or ((rest,) if self._is_change(rest) else ())
             if further and name[:n] not in further:
                 return (name[:n], *further)
         return ()
 
     def _combination(self, changes: tuple[str, ...]) -> Variant:
-        factors = [f for f in self.factors if f in changes] + sorted(set(changes) - set(self.factors))
+        known = {factor: n for n, factor in enumerate(self.factors)}
+        factors = sorted(changes, key=lambda change: (known.get(change.partition("@")[0], len(known)), change))
         name, parts = "-".join(factors), [self.variant(factor) for factor in factors]
         own = self.variants.get(name)
         content = read(own, VariantFile) if own else VariantFile()
@@ -105,7 +115,38 @@ class Library:
         if numbers := [part.texts["in_numbers"] for part in parts if "in_numbers" in part.texts]:
             texts["in_numbers"] = " ".join(numbers)
         files = tuple(file for part in parts for file in part.files)
-        return Variant(name, tuple(factors), _joined(parts), {**texts, **content.texts}, files)
+        matched = next((part.matched for part in parts if part.matched), None)
+        return Variant(name, tuple(factors), _joined(parts), {**texts, **content.texts}, matched, files)
+
+
+def _at_size(change: Variant, name: str, key: str) -> Variant:
+    """A change whose one size is not the preset's but what the name says after "@".
+
+    Raises:
+        UserError: it has no size, or several; or what the name says is no value.
+    """
+    sizes = {value for value in _leaves(change.model) if isinstance(value, str) and value.startswith("${")}
+    try:
+        value = yaml.safe_load(name.partition("@")[2])
+    except yaml.YAMLError:
+        value = None
+    if len(sizes) != 1 or value is None:
+        problem = f"{change.source} has {len(sizes) or 'no'} sizes" if len(sizes) != 1 else "there is no size after @"
+        raise UserError(f"{key}: {name!r}: {problem}; give a change that has one, and a value, as in swa@128")
+    (size,) = sizes
+
+    def filled(found: Any) -> Any:
+        if isinstance(found, dict):
+            return {k: filled(v) for k, v in found.items()}
+        return [filled(v) for v in found] if isinstance(found, list) else value if found == size else found
+
+    texts = {**change.texts, "title": f"{change.texts.get('title', change.name)}, {size[2:-1]} {value}"}
+    return Variant(name, (name,), filled(change.model), texts, change.matched, change.files)
+
+
+def _leaves(value: Any) -> list[Any]:
+    below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return [value] if below is None else [leaf for v in below for leaf in _leaves(v)]
 
 
 def _joined(parts: list[Variant]) -> dict[str, Any]:
