@@ -177,12 +177,17 @@ class Fit:
         half = max(RESOLUTION, error * scipy.stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
         return Estimate(value, value - half, value + half)
 
-    def from_zero(self) -> list[Estimate]:
-        """Each variant's mean, of a metric that is itself a difference, with intervals that hold all at once."""
-        values = self.ols.params[: len(self.names)].tolist()
+    def from_zero(self, family: np.ndarray) -> list[Estimate]:
+        """Weighted sums of the variants' means, with intervals that hold all at once; of a metric that is itself a difference, so
+        that zero means something for each of them, and no F test among variants has to come first.
+
+        Args:
+            family: [sums, variants], the weights.
+        """
+        family = np.pad(family, ((0, 0), (0, len(self.ols.params) - len(self.names))))
+        values = (family @ self.ols.params).tolist()
         if self.freedom < 1:
             return [Estimate(value) for value in values]
-        family = np.eye(len(self.names), len(self.ols.params))
         errors, freedoms = self._errors(family)
         halves = np.maximum(self._critical(family, freedoms) * errors, RESOLUTION).tolist()
         return [Estimate(value, value - half, value + half) for value, half in zip(values, halves, strict=True)]

@@ -7,7 +7,7 @@ be anyway; trials at each rate, with seeds of their own; and the comparison agai
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,11 +73,16 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Changed:
-    """A verdict that is another at each variant's best learning rate than at the common one."""
+    """A verdict that is another at each variant's best learning rate than at the common one.
+
+    Attributes:
+        shift: from the common rate to the best ones, within seeds: a verdict near its border changes by chance.
+    """
 
     what: str
     common: Estimate
     best: Estimate
+    shift: Estimate
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,11 @@ class Rates:
     def common(self) -> list[float]:
         """The common rate; several only where records of different studies were put together."""
         return sorted({variant.common for variant in self.variants if variant.common})
+
+    @property
+    def clear(self) -> list[Changed]:
+        """Changes that are no chance."""
+        return [change for change in self.changed if change.shift.is_clear]
 
     @property
     def at_edge(self) -> list[Tuned]:
@@ -140,18 +150,19 @@ def rates_found(records: Sequence[Record]) -> Rates | None:
     at_best = [*best, *(run for run in statistics.finished(common) if run.variant in own)]
     cells = {(run.variant, run.seed) for run in at_best}
     at_common = [run for run in statistics.finished(common) if (run.variant, run.seed) in cells]
-    regrets = _regrets(at_common, best)
-    variants = [_tuned(name, trials, common, regrets.get(name)) for name in names]
+    moved = _Moved(at_common, at_best)
+    regrets = moved.regrets()
     before, after = _estimates(at_common), _estimates(at_best)
     judged = [what for what in before if what in after and before[what].low is not None and after[what].low is not None]
+    shifts = moved.shifts(judged)
     changed = [what for what in judged if before[what].verdict != after[what].verdict]
     return Rates(
         seeds=sorted({run.seed for run in trials}),
-        variants=variants,
+        variants=[_tuned(name, trials, common, regrets.get(name)) for name in names],
         own=own,
         left_out=[name for name in statistics.variants(common) if name not in {name for name, _ in cells}],
         judged=len(judged),
-        changed=[Changed(what, before[what], after[what]) for what in changed],
+        changed=[Changed(what, before[what], after[what], shifts[what]) for what in changed],
     )
 
 
@@ -168,28 +179,45 @@ def _tuned(name: str, trials: Sequence[Record], common: Sequence[Record], regret
     return Tuned(name, found, Best(best.x, best.y) if best else None, shared, regret)
 
 
-def _regrets(at_common: Sequence[Record], at_best: Sequence[Record]) -> dict[str, Estimate]:
-    """variant -> loss at the common rate minus loss at its best, within seeds, intervals simultaneous."""
-    rates = {(run.variant, run.seed): run.config.learning_rate for run in at_best}
-    losses = {(run.variant, run.seed): run.metrics[LOSS] for run in at_best}
-    pairs = [run for run in at_common if (run.variant, run.seed) in losses]
-    # A variant whose best rate is the common one has nothing to regret, and says nothing about the noise of those that have.
-    same = {run.variant for run in pairs if run.config.learning_rate == rates[run.variant, run.seed]}
-    known, others = {name: Estimate(0.0) for name in same}, [run for run in pairs if run.variant not in same]
-    if not others:
-        return known
-    values = [run.metrics[LOSS] - losses[run.variant, run.seed] for run in others]
-    names = statistics.variants(others)
-    fitted = Fit(names, [run.variant for run in others], [run.seed for run in others], values, with_seeds=False)
-    return known | dict(zip(names, fitted.from_zero(), strict=True))
+class _Moved:
+    """How losses move from the common rate to each variant's best, within variant and seed."""
+
+    def __init__(self, at_common: Sequence[Record], at_best: Sequence[Record]):
+        self.at_common, best = at_common, {(run.variant, run.seed): run for run in at_best}
+        pairs = [(run, best[run.variant, run.seed]) for run in at_common]
+        # A variant whose best rate is the common one does not move, and says nothing about the noise of those that do.
+        pairs = [(one, other) for one, other in pairs if one.config.learning_rate != other.config.learning_rate]
+        self.still = {run.variant for run in at_common} - {one.variant for one, _ in pairs}
+        self.names = statistics.variants([one for one, _ in pairs])
+        moves = [other.metrics[LOSS] - one.metrics[LOSS] for one, other in pairs]
+        variants, seeds = [one.variant for one, _ in pairs], [one.seed for one, _ in pairs]
+        self.fit = Fit(self.names, variants, seeds, moves, with_seeds=False) if pairs else None
+
+    def regrets(self) -> dict[str, Estimate]:
+        """variant -> loss at the common rate minus loss at its best, intervals simultaneous."""
+        found = self.fit.from_zero(-np.eye(len(self.names))) if self.fit else []
+        return dict.fromkeys(self.still, Estimate(0.0)) | dict(zip(self.names, found, strict=True))
+
+    def shifts(self, judged: Sequence[str]) -> dict[str, Estimate]:
+        """By how much each of these estimates moves, intervals simultaneous."""
+        # An estimate is a weighted sum of means; the weight of a variant is what it is for a loss of 1 there and 0 elsewhere.
+        units = [_estimates(self.at_common, _is(name)) for name in self.names]
+        weights = {what: np.array([unit[what].value for unit in units]) for what in judged}
+        moving = [what for what in judged if np.abs(weights[what]).any()]
+        found = self.fit.from_zero(np.array([weights[what] for what in moving])) if self.fit and moving else []
+        return dict.fromkeys(judged, Estimate(0.0)) | dict(zip(moving, found, strict=True))
 
 
-def _estimates(runs: Sequence[Record]) -> dict[str, Estimate]:
+def _is(name: str) -> Callable[[Record], float]:
+    return lambda run: float(run.variant == name)
+
+
+def _estimates(runs: Sequence[Record], metric: statistics.Metric = LOSS) -> dict[str, Estimate]:
     """What a report gives verdicts on: the differences to the baseline, main effects and interactions."""
     if not runs:
         return {}
-    found = {f"{name} against the {BASELINE}": estimate for name, estimate in statistics.differences(runs).items()}
-    effects = statistics.effects(runs)
+    found = {f"{name} against the {BASELINE}": e for name, e in statistics.differences(runs, metric).items()}
+    effects = statistics.effects(runs, metric)
     if len(effects) > 1:  # of one change, its difference says the same
         for effect in effects:
             kind = "main effect of" if len(effect.factors) == 1 else "interaction"

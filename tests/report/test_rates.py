@@ -107,6 +107,24 @@ class TestVerdicts:
         (changed,) = facts.changed
         assert changed.what == "rope against the baseline"
         assert (changed.common.verdict, changed.best.verdict) == ("higher", "lower")
+        assert facts.clear == [changed]
+        assert changed.shift.low < -0.2 * math.log(2) ** 2 < changed.shift.high < 0
+
+    def test_a_shift_is_that_of_its_effect(self):
+        """Main effects and interactions are weighted sums, and so are their shifts."""
+        facts = found(
+            {"baseline": 2e-3, "rope": 3.9e-3, "gqa": 2e-3, "rope-gqa": 3e-3}, base={"rope": 5.95, "rope-gqa": 5.98}, noise=1e-3
+        )
+        assert any("main effect" in c.what for c in facts.changed)
+        for changed in facts.changed:
+            assert changed.shift.value == pytest.approx(changed.best.value - changed.common.value)
+
+    @pytest.mark.parametrize("noise", [0.003, 0.01])
+    def test_a_verdict_near_its_border_changes_by_chance_and_that_is_no_claim(self, noise):
+        """All rates are as good as each other here."""
+        best = dict.fromkeys(tiny.VARIANTS, 2.4e-3)
+        studies = [found(best, curvature=1e-4, noise=noise, draw=draw) for draw in range(40)]
+        assert sum(bool(facts.changed) for facts in studies) > sum(bool(facts.clear) for facts in studies) <= 2
 
     def test_effects_of_a_factorial_are_among_them(self):
         best = {"baseline": 2e-3, "rope": 2e-3, "gqa": 2e-3, "rope-gqa": 2e-3}

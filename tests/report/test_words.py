@@ -71,7 +71,7 @@ def converted():
 
 def rated():
     """At several learning rates: one verdict turns, one best rate is at an edge, one rate diverges, one variant has its own."""
-    runs = tiny.rated({"baseline": 2.2e-3, "rope": 9e-3, "gqa": 1.5e-3}, base={"rope": 5.9})
+    runs = tiny.rated({"baseline": 2.2e-3, "rope": 9e-3, "gqa": 2e-3}, base={"rope": 5.7})
     runs += [tiny.record("fast", s, 5.95 + s / 1000, config={"model": {"learning_rate": 0.02}}) for s in (0, 1, 2)]
     for run in runs:
         if (run.get("stage"), run["variant"], run["config"]["model"]["learning_rate"]) == ("tuning", "gqa", 4e-3):

@@ -221,6 +221,10 @@ class TestStudy:
         for earlier in (story.before, story.after_stop, story.after_kill):
             assert earlier.items() <= story.after_all.items()
 
+    def test_a_run_does_not_know_what_it_was_trained_for(self, story):
+        """A trial at the common rate may be a run of a later comparison."""
+        assert not any(b'"stage"' in record for record in story.after_all.values())
+
     def test_the_results_hold_all_runs_and_what_each_is_for(self, story):
         variants = ("baseline", "rope")
         assert stages(story.out) == sorted(
@@ -235,6 +239,12 @@ class TestStudy:
         assert "## Learning rates" in text and "with seed 2" in text and "Extend the range upwards" in text.split("## Results")[0]
         assert (story.out / "reports" / "figures" / "loss_against_rate.png").exists()
         assert "LEARNING_RATES=0.001,0.01" in text
+
+    def test_the_report_is_written_again_from_its_results(self, story, tmp_path):
+        reports = story.out / "reports"
+        assert main(["report", "--results", str(reports / "results.json"), "--out", str(tmp_path)]) == 0
+        for name in ("results.json", "analysis.md"):
+            assert (tmp_path / "reports" / name).read_bytes() == (reports / name).read_bytes()
 
     def test_without_rates_it_is_the_study_that_it_was(self, story, trained, tmp_path, monkeypatch, capsys):
         shutil.copytree(story.folder, tmp_path / "plain")
