@@ -31,8 +31,9 @@ def run_study(plan: Plan, out: Path) -> list[Record]:
     """Train whatever of the plan is not trained yet, and leave reports/results.json.
 
     Returns:
-        one record for each run of the plan, finished, or failed with an "error"; and those of `plan.also_report`
-        that an earlier call has trained.
+        one record for each run of the plan, finished, or failed with an "error"; where it tries learning rates, also of the
+        comparison at each variant's best one, which follows from these; and those of `plan.also_report` that an earlier call
+        has trained.
 
     Raises:
         UserError: the corpus or the output folder cannot be used, or another study is at work there.
