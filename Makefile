@@ -3,6 +3,7 @@ PRESET ?= cpu
 VARIANT ?= baseline
 VARIANTS ?=
 SEEDS ?=
+LEARNING_RATES ?=
 INIT ?=
 EXPERIMENTS ?=
 CHECKPOINT ?=
@@ -11,13 +12,13 @@ PROMPT ?= KING HENRY
 PYTHON ?= python3
 
 BIN := .venv/bin
-STUDY = $(BIN)/gpt2-ablate ablate --out "$(OUT)" $(if $(SEEDS),--seeds "$(SEEDS)") $(if $(INIT),--init "$(INIT)") $(if $(EXPERIMENTS),--experiments "$(EXPERIMENTS)")
+STUDY = $(BIN)/gpt2-ablate ablate --out "$(OUT)" $(if $(SEEDS),--seeds "$(SEEDS)") $(if $(LEARNING_RATES),--learning-rates="$(LEARNING_RATES)") $(if $(INIT),--init "$(INIT)") $(if $(EXPERIMENTS),--experiments "$(EXPERIMENTS)")
 
 .DEFAULT_GOAL := help
 .PHONY: help install ablate-all ablate smoke report sample verify tensorboard bench test lint clean
 
 help: ## this list
-	@echo 'make TARGET [PRESET=cpu] [VARIANTS=baseline,rope] [SEEDS=0,1] [INIT=checkpoint] [EXPERIMENTS=folder] [OUT=folder]'; echo
+	@echo 'make TARGET [PRESET=cpu] [VARIANTS=baseline,rope] [SEEDS=0,1] [LEARNING_RATES=1e-3,2e-3,4e-3] [INIT=checkpoint] [EXPERIMENTS=folder] [OUT=folder]'; echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
 install: .venv/installed ## set up .venv (done by every other target too)

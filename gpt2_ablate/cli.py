@@ -88,6 +88,11 @@ def _add_studies(commands: Any, out: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     ablate.add_argument("--experiments", type=Path, help="folder of modifications of your own, a .yaml and a .py each")
     ablate.add_argument("--seeds", type=_seeds, default=[], help="as 0,1,2 (default: the preset's)")
+    ablate.add_argument(
+        "--learning-rates",
+        type=_names,
+        help="as 1e-3,2e-3,4e-3: compare each variant at its best one too (default: the preset's)",
+    )
     ablate.add_argument("--init", help="checkpoint to convert and continue, instead of training from nothing")
     ablate.set_defaults(command=_ablate)
 
@@ -154,10 +159,13 @@ def _seeds(text: str) -> list[int]:
 
 def _ablate(options: argparse.Namespace) -> int:
     from gpt2_ablate.study.plan import load_plan
+    from gpt2_ablate.study.rates import parse_rates, with_rates
 
+    rates = None if options.learning_rates is None else parse_rates(options.learning_rates)
     plan = load_plan(
         options.preset, options.variants, options.seeds, experiments=options.experiments, init=options.init, out=options.out
     )
+    plan = with_rates(plan, rates) if rates else plan
     from gpt2_ablate.study.runner import run_study  # imports torch, which a mistake above need not wait for
 
     runs = run_study(plan, options.out)

@@ -64,6 +64,7 @@ class ModelSection(Section):
     config: ModelConfig = ModelConfig()
     init: str | None = None
     compile: Any = False
+    learning_rate: Any = None
 
 
 class DataSection(Section):
@@ -82,6 +83,14 @@ class Config(Section):
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     trainer: TrainerSection = TrainerSection()
+
+    @property
+    def learning_rate(self) -> float | None:
+        """None where the record does not say, or says no number."""
+        try:
+            return float(self.model.learning_rate)
+        except (TypeError, ValueError):
+            return None
 
     @property
     def tokens_per_step(self) -> int:
@@ -125,6 +134,8 @@ class Record(Section):
     """One run. Only variant, seed and status are required, and of a finished run metrics.validation_loss (nats per token).
 
     Attributes:
+        stage: what it was trained for: "common", to compare variants at one learning rate; "tuning", to find each variant's best
+            rate; "best", to compare them at these.
         curves: of losses, {"train" | "validation": [[step, nats]]}.
         hf_architecture: the class of transformers that computes the same function; None: there is none.
     """
@@ -133,6 +144,7 @@ class Record(Section):
     seed: int
     status: Literal["finished", "failed", "missing"]
     preset: str = "unnamed"
+    stage: Literal["common", "tuning", "best"] = "common"
     config: Config = Config()
     metrics: dict[str, Any] = {}
     environment: Environment = Environment()

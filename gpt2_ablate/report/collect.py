@@ -10,6 +10,7 @@ from gpt2_ablate.errors import UserError
 from gpt2_ablate.records import Record, is_number
 from gpt2_ablate.report import statistics
 from gpt2_ablate.report.facts import Cost, Missing, PeakMemory, Recovery, Study, Variant
+from gpt2_ablate.report.rates import Rates, comparison, different_runs, rates_found
 from gpt2_ablate.report.statistics import BASELINE, Estimate
 from gpt2_ablate.utils.markdown import paragraph, sandbox
 
@@ -27,13 +28,17 @@ def study_facts(records: Sequence[Record]) -> Study:
     presets = list(dict.fromkeys(record.preset for record in records))
     if len(presets) > 1:
         raise UserError(f"results: runs of several presets ({', '.join(presets)}); report one preset at a time")
-    keys = [(record.variant, record.seed) for record in records]
+    keys = [(r.variant, r.seed, r.stage, r.config.learning_rate if r.stage == "tuning" else None) for r in records]
     if twice := [key for key in dict.fromkeys(keys) if keys.count(key) > 1]:
         raise UserError(f"results: {twice[0][0]} seed {twice[0][1]} stands there twice; keep one of them")
-    preset, runs = presets[0] if presets else "unnamed", statistics.finished(records)
-    missing = [Missing(r.variant, r.seed, r.status, r.error) for r in records if r.status != "finished"]
+    preset, runs = presets[0] if presets else "unnamed", statistics.finished(comparison(records))
+    planned, rates = different_runs(records), rates_found(records)
+    missing = [
+        Missing(r.variant, r.seed, r.status, r.error, r.config.learning_rate if r.stage != "common" else None)
+        for r in planned if r.status != "finished"
+    ]  # fmt: skip
     if not runs:
-        return Study(preset, len(records), [], missing, [], [], None, None, None, {}, {}, "", [], {}, [], [], "", [])
+        return Study(preset, len(planned), [], missing, [], [], None, None, None, {}, {}, "", [], {}, [], [], "", [])
     problems: list[str] = []
     variants = _variants(runs, problems)
     best = min(variants, key=lambda v: v.loss.value).name
@@ -43,7 +48,7 @@ def study_facts(records: Sequence[Record]) -> Study:
     machines = [run.environment.as_json() for run in runs]
     return Study(
         preset=preset,
-        planned=len(records),
+        planned=len(planned),
         seeds=seeds,
         missing=missing,
         variants=variants,
@@ -57,9 +62,10 @@ def study_facts(records: Sequence[Record]) -> Study:
         close_to_best=close,
         recoveries=recoveries(runs),
         machines=[machine for n, machine in enumerate(machines) if machine and machine not in machines[:n]],
-        training_seconds=[value for run in runs if is_number(value := run.metrics.get("run_seconds"))],
-        command=_command(runs[0], variants, seeds),
+        training_seconds=[value for run in planned if is_number(value := run.metrics.get("run_seconds"))],
+        command=_command(runs[0], variants, seeds, rates),
         problems=problems,
+        rates=rates,
     )
 
 
@@ -185,7 +191,7 @@ def _share(gap: Estimate, lost: float) -> Estimate | None:
     return Estimate(1 - gap.value / lost, low, high)
 
 
-def _command(run: Record, variants: list[Variant], seeds: list[int]) -> str:
+def _command(run: Record, variants: list[Variant], seeds: list[int], rates: Rates | None) -> str:
     """What makes these records again, as far as they say."""
     said = run.invocation.as_json()
     names = [variant.name for variant in variants]
@@ -193,4 +199,5 @@ def _command(run: Record, variants: list[Variant], seeds: list[int]) -> str:
     if set(names) != set(run.invocation.variants or ()):
         wanted["VARIANTS"] = ",".join(names)
     wanted["SEEDS"] = ",".join(map(str, seeds))
+    wanted["LEARNING_RATES"] = ",".join(map(str, rates.tried)) if rates else None
     return " ".join(["make ablate-all", *(f"{key}={shlex.quote(str(value))}" for key, value in wanted.items() if value)])

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from gpt2_ablate.records import Record
+from gpt2_ablate.report.rates import Rates
 from gpt2_ablate.report.statistics import BASELINE, Course, Effect, Estimate, Verdict
 
 TRADED = ("kv_bytes_full", "training_flops_per_token", "parameters_total")  # what a change may save, or cost more of
@@ -151,6 +152,7 @@ class Missing:
     seed: int
     status: str
     error: str
+    learning_rate: float | None = None  # where the study tries several
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ class Study:
     training_seconds: list[float]  # of each run that says
     command: str  # what makes these records again
     problems: list[str]  # for the terminal, what the report had to leave out
+    rates: Rates | None = None  # where each variant was trained at several learning rates
 
     @cached_property
     def by_name(self) -> dict[str, Variant]:
@@ -232,7 +235,7 @@ def as_json(facts: Any) -> Any:
     """Dataclasses as objects, with their verdicts and changes among the keys, and without the records beside them."""
     if dataclasses.is_dataclass(facts):
         names = [field.name for field in dataclasses.fields(facts)]
-        names += [name for name in ("name", "title", "verdict", "change", "turn") if hasattr(facts, name)]
+        names += [name for name in ("name", "title", "verdict", "change", "turn", "edge") if hasattr(facts, name)]
         return {name: as_json(getattr(facts, name)) for name in names if name != "run"}
     if isinstance(facts, dict):
         return {key: as_json(value) for key, value in facts.items()}

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from gpt2_ablate.records import PositionLoss
 from gpt2_ablate.report.facts import Recovery, Study, Variant
+from gpt2_ablate.report.rates import Rates
 from gpt2_ablate.report.statistics import BASELINE, Course, Effect, Runs, variants
 from gpt2_ablate.utils.io import write_bytes
 
@@ -54,6 +55,7 @@ def draw_study(study: Study, runs: Runs, folder: Path) -> set[str]:
         "quality_against_cost": quality_against_cost(study.variants),
         "cost_against_context": cost_against_context(study.variants),
         "loss_by_position": loss_by_position(runs),
+        "loss_against_rate": loss_against_rate(study.rates),
     })  # fmt: skip
 
 
@@ -230,6 +232,32 @@ def loss_by_position(runs: Runs) -> Figure | None:
     axes[0].set(xlabel="position in the context (tokens)", ylabel="loss (nats per token)")
     axes[1].set(xlabel="position in the context (tokens)", ylabel="difference to the baseline (nats)")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+    return fig
+
+
+def loss_against_rate(found: Rates | None) -> Figure | None:
+    """Loss at each learning rate that was tried, one line a variant, and its best by the parabola that chose it."""
+    if not found:
+        return None
+    fig, ax = plt.subplots(figsize=(8.5, 4.5))
+    shown: list[float] = []  # what has to be seen: nearly diverged, a loss would press all others together
+    for n, variant in enumerate(found.variants):
+        known = [(trial.rate, trial.loss) for trial in variant.trials if trial.loss is not None]
+        if not known or not variant.best:
+            continue
+        ax.plot(*zip(*known, strict=True), label=variant.name, linewidth=1.2, **_style(n))
+        shown += [variant.best.loss, *sorted(loss for _, loss in known)[:3]]
+        star: dict[str, Any] = {"color": _style(n)["color"], "markeredgecolor": "white", "markersize": 15, "zorder": 3}
+        ax.plot(variant.best.rate, variant.best.loss, "*", **star)
+    for rate in found.common:
+        ax.axvline(rate, color="black", linewidth=0.8, linestyle="--", zorder=0)
+    ax.set_xscale("log")
+    ax.set_xticks(found.tried, [f"{rate:g}" for rate in found.tried], minor=False)
+    ax.set_xticks([], minor=True)
+    ax.set(xlabel="learning rate", ylabel="validation loss (nats per token)")
+    if shown:
+        ax.set_ylim(top=max(shown) + 0.05 * (max(shown) - min(shown)) or None)
+        ax.legend(**LEGEND_RIGHT)
     return fig
 
 

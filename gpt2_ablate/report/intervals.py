@@ -177,6 +177,21 @@ class Fit:
         half = max(RESOLUTION, error * scipy.stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
         return Estimate(value, value - half, value + half)
 
+    def from_zero(self, family: np.ndarray) -> list[Estimate]:
+        """Weighted sums of the variants' means, with intervals that hold all at once; of a metric that is itself a difference, so
+        that zero means something for each of them, and no F test among variants has to come first.
+
+        Args:
+            family: [sums, variants], the weights.
+        """
+        family = np.pad(family, ((0, 0), (0, len(self.ols.params) - len(self.names))))
+        values = (family @ self.ols.params).tolist()
+        if self.freedom < 1:
+            return [Estimate(value) for value in values]
+        errors, freedoms = self._errors(family)
+        halves = np.maximum(self._critical(family, freedoms) * errors, RESOLUTION).tolist()
+        return [Estimate(value, value - half, value + half) for value, half in zip(values, halves, strict=True)]
+
     def estimates(self, contrasts: Sequence[np.ndarray], margin: float | None = None) -> list[Estimate]:
         """Weighted sums of the variants' means, with intervals that hold all at once."""
         padded = [np.concatenate((weights, np.zeros(len(self.ols.params) - len(weights)))) for weights in contrasts]
@@ -196,15 +211,17 @@ class Fit:
     def _half_widths(self, family: np.ndarray) -> list[tuple[float, float]]:
         """Of the interval of each contrast of a family, and the smallest effect that most such studies would find."""
         errors, freedoms = self._errors(family)
-        covariance = family @ self.covariance @ family.T
-        if len(self.split) == 1:
-            critical = np.full(len(family), largest_t(covariance, self.freedom))
-        else:
-            critical = scipy.stats.t.ppf(1 - (1 - CONFIDENCE) / 2 / len(family), freedoms)  # Bonferroni's
+        covariance, critical = family @ self.covariance @ family.T, self._critical(family, freedoms)
         found = errors * (critical + scipy.stats.t.ppf(POWER, freedoms))
         if not self.any_difference:
             critical = np.maximum(critical, self._scheffe * np.sqrt(np.diag(covariance) * self.variance) / errors)
         return list(zip((critical * errors).tolist(), found.tolist(), strict=True))
+
+    def _critical(self, family: np.ndarray, freedoms: np.ndarray) -> np.ndarray:
+        """How many standard errors an interval of each contrast is wide to either side, so that all hold at once."""
+        if len(self.split) == 1:
+            return np.full(len(family), largest_t(family @ self.covariance @ family.T, self.freedom))
+        return scipy.stats.t.ppf(1 - (1 - CONFIDENCE) / 2 / len(family), freedoms)  # Bonferroni's
 
     def _errors(self, family: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Standard errors of contrasts and their degrees of freedom; where noise is unequal, Welch's and Satterthwaite's."""

@@ -14,6 +14,7 @@ from gpt2_ablate.records import Record, write_results
 from gpt2_ablate.report import statistics
 from gpt2_ablate.report.collect import study_facts
 from gpt2_ablate.report.facts import Study, as_json
+from gpt2_ablate.report.rates import comparison
 from gpt2_ablate.report.statistics import Estimate
 from gpt2_ablate.utils import markdown
 from gpt2_ablate.utils.io import write_text
@@ -59,7 +60,7 @@ def write_report(records: Sequence[Mapping[str, Any] | Record], folder: Path) ->
     runs = [Record.model_validate(record) for record in records]
     study = study_facts(runs)
     try:
-        figures = draw_study(study, statistics.finished(runs), folder / "figures")
+        figures = draw_study(study, statistics.finished(comparison(runs)), folder / "figures")
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error.strerror}); free some space, or give another folder as OUT"

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from gpt2_ablate.study.plan import Plan
+from gpt2_ablate.study.plan import Plan, Run
 
 LINE_EVERY = 20.0  # seconds between plain lines about a run in progress
 
@@ -28,6 +28,11 @@ class _Row:
     state: str = "waiting"
     loss: float | None = None
     tokens_per_second: float = 0.0
+    rate: str = ""  # of learning, where the study tries several
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}, seed {self.seed}" + (f", rate {self.rate}" if self.rate else "")
 
 
 class Live:
@@ -35,7 +40,13 @@ class Live:
 
     def __init__(self, plan: Plan, console: Console | None = None):
         self.console = console or Console(highlight=False, soft_wrap=True)
-        self.rows = [_Row(run.variant, run.seed, run.max_steps) for run in plan.runs]
+        self.rows = [_row(run) for run in [*plan.runs, *plan.tuning]]
+        tuned = {run.variant for run in plan.tuning}
+        later = [_row(run) for run in plan.runs if run.variant in tuned]  # at the best rates, which are not known yet
+        for row in later:
+            row.rate = "best"
+        self.rows += later
+        self.later, self.rates = len(later), bool(plan.tuning)
         self.title = f"{plan.preset}: {plan.title}"
         self.status = ""
         self.fresh = self.console.is_terminal
@@ -62,14 +73,24 @@ class Live:
         """The same of something that is wrong, but stops nothing."""
         self.say(text, style="yellow")
 
-    def begin(self, finished: list[bool]) -> None:
-        """Which runs are already done."""
-        for row, done in zip(self.rows, finished, strict=True):
+    def begin(self, finished: list[bool], first: int = 0) -> None:
+        """Which runs, from this number on, are already done."""
+        for row, done in zip(self.rows[first:], finished, strict=False):
             if done:
                 row.state, row.step = "kept", row.steps
         kept = sum(finished)
-        self.say(f"{len(finished) - kept} runs to do" + (f", {kept} kept from before" if kept else ""))
+        then = f"; then {self.later} at the best learning rates" if self.later else ""
+        self.say(f"{len(finished) - kept} runs to do" + (f", {kept} kept from before" if kept else "") + then)
         self.tick()
+
+    def at_best_rates(self, runs: list[Run]) -> int:
+        """The rates are chosen, and these runs follow; returns the number of the first."""
+        del self.rows[len(self.rows) - self.later :]
+        first, self.later = len(self.rows), 0
+        self.rows += [_row(run) for run in runs]
+        chosen = {row.name: row.rate for row in self.rows[first:]}
+        self.say("Best learning rates: " + (", ".join(f"{name} {rate}" for name, rate in chosen.items()) or "none found") + ".")
+        return first
 
     def start(self, n: int) -> None:
         row = self.rows[n]
@@ -106,7 +127,7 @@ class Live:
     def fail(self, n: int, why: str) -> None:
         row = self.rows[n]
         row.state, row.step = "failed", row.steps
-        self.say(f"{row.name}, seed {row.seed}: failed: {why}", style="red")
+        self.say(f"{row.title}: failed: {why}", style="red")
         self.tick()
 
     def measuring(self, what: str) -> None:
@@ -121,7 +142,7 @@ class Live:
     def _line(self, n: int, text: str) -> None:
         """About a run, where there is no screen."""
         if not self.screen:
-            self.say(f"[{n + 1}/{len(self.rows)}] {self.rows[n].name}, seed {self.rows[n].seed}: {text}{self._left()}")
+            self.say(f"[{n + 1}/{len(self.rows)}] {self.rows[n].title}: {text}{self._left()}")
 
     def _left(self) -> str:
         """From the average of all steps trained since this command began, scoring included."""
@@ -133,21 +154,28 @@ class Live:
 
     def _picture(self) -> Group:
         table = Table(title=self.title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-        for name, justify in (("variant", "left"), ("seed", "right"), ("", "left"), ("step", "right"), ("loss", "right"),
+        rates = [("rate", "right")] if self.rates else []
+        for name, justify in (("variant", "left"), ("seed", "right"), *rates, ("", "left"), ("step", "right"), ("loss", "right"),
                               ("tokens/s", "right"), ("state", "left")):  # fmt: skip
             table.add_column(name, justify=justify)  # type: ignore[arg-type]
         for row in self.rows:
             style = {"failed": "red", "running": "bold", "scoring": "bold", "waiting": "dim", "kept": "green"}.get(
                 row.state, "green"
             )
+            rate = [row.rate] if self.rates else []
             table.add_row(
-                row.name, str(row.seed), ProgressBar(row.steps, row.step, width=20), f"{row.step}/{row.steps}",
+                row.name, str(row.seed), *rate, ProgressBar(row.steps, row.step, width=20), f"{row.step}/{row.steps}",
                 "" if row.loss is None else f"{row.loss:.3f}",
                 f"{row.tokens_per_second:,.0f}" if row.tokens_per_second else "", row.state, style=style,
             )  # fmt: skip
         done = sum(row.state in ("finished", "kept", "failed") for row in self.rows)
         foot = f"{done}/{len(self.rows)} runs done{self._left()}   {self.status}"
         return Group(table, Text(foot))
+
+
+def _row(run: Run) -> _Row:
+    rate = run.config.get("model", {}).get("learning_rate")
+    return _Row(run.variant, run.seed, run.max_steps, rate="" if run.stage == "common" else str(rate or "default"))
 
 
 def _duration(seconds: float) -> str:

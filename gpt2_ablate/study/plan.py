@@ -40,15 +40,18 @@ class Run:
     order: int = 0  # where the variant stands in tables
     init_digest: str | None = None  # of the weights that it starts from; None: it starts from random ones
     invocation: dict[str, Any] = field(default_factory=dict)
+    learning_rate: float | None = None  # instead of the preset's or the variant's own; see gpt2_ablate.study.rates
+    stage: str = "common"  # what it is trained for, as in `gpt2_ablate.records.Record`
 
     @property
     def name(self) -> str:
-        return f"{self.variant} seed {self.seed}"
+        return f"{self.variant} seed {self.seed}" + (f" rate {self.learning_rate:g}" if self.learning_rate else "")
 
     @property
     def path(self) -> Path:
         """Where it lives below checkpoints/ and reports/tensorboard/."""
-        return Path(self.preset, self.variant, f"seed-{self.seed}")
+        rate = [f"rate-{self.learning_rate!r}"] if self.learning_rate else []
+        return Path(self.preset, self.variant, *rate, f"seed-{self.seed}")
 
     @property
     def max_steps(self) -> int:
@@ -93,6 +96,8 @@ class Plan:
     at_once: int = 1
     file: Path = Path("experiments")  # the preset's
     also_report: list[Run] = field(default_factory=list)  # runs of other variants that an earlier call may have trained
+    learning_rate: Any = None  # the preset's, which all variants share that set none of their own
+    tuning: list[Run] = field(default_factory=list)  # runs that find each variant's best learning rate
 
     @property
     def data(self) -> dict[str, Any]:
@@ -157,7 +162,7 @@ def load_plan(
             also_report += [run for run in runs_of(folder.name) if run.path not in runs]
     # Seed by seed, so that a study stopped early is a whole study with fewer seeds.
     ordered = sorted(runs.values(), key=lambda run: (content.seeds.index(run.seed), run.order, run.variant))
-    return Plan(name, content.title or file.stem, ordered, content.at_once, file, also_report)
+    return Plan(name, content.title or file.stem, ordered, content.at_once, file, also_report, content.model.get("learning_rate"))
 
 
 def _listed(preset: Preset) -> dict[str, tuple[str, ...] | None]:

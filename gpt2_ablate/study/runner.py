@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from gpt2_ablate.errors import UserError
 from gpt2_ablate.records import read_record, write_results
 from gpt2_ablate.study.live import Live
 from gpt2_ablate.study.plan import Plan, Run
+from gpt2_ablate.study.rates import at_best_rates
 from gpt2_ablate.utils import process
 from gpt2_ablate.utils.io import make_folder, write_json
 
@@ -30,8 +31,9 @@ def run_study(plan: Plan, out: Path) -> list[Record]:
     """Train whatever of the plan is not trained yet, and leave reports/results.json.
 
     Returns:
-        one record for each run of the plan, finished, or failed with an "error"; and those of `plan.also_report`
-        that an earlier call has trained.
+        one record for each run of the plan, finished, or failed with an "error"; where it tries learning rates, also of the
+        comparison at each variant's best one, which follows from these; and those of `plan.also_report` that an earlier call
+        has trained.
 
     Raises:
         UserError: the corpus or the output folder cannot be used, or another study is at work there.
@@ -42,13 +44,16 @@ def run_study(plan: Plan, out: Path) -> list[Record]:
         live.say(f"Corpus: {corpus.name}.")
         tokenise(corpus)
         _check(plan, out, live)
-        fingerprints = [run.fingerprint(corpus.digest) for run in plan.runs]
-        records = [_kept(out, run, f, live) for run, f in zip(plan.runs, fingerprints, strict=True)]
-        live.begin([record is not None for record in records])
-        todo = [n for n, record in enumerate(records) if record is None]
-        trained = _train(plan, out, todo, fingerprints, live)
-        done = [record or trained[n] for n, record in enumerate(records)]
-        done += [r for run in plan.also_report if (r := _kept(out, run, run.fingerprint(corpus.digest), live)) is not None]
+        if plan.tuning:
+            live.say(f"Learning rates are tried with seed {plan.tuning[0].seed}, which the comparison does not use.")
+        work = _Work(plan, out, corpus.digest, live)
+        done = work.carry_out([*plan.runs, *plan.tuning])
+        done += work.done_before(plan.also_report)
+        if plan.tuning:
+            at_best = at_best_rates([*plan.runs, *plan.also_report], done)
+            mine = [run for run in at_best if run.variant in {own.variant for own in plan.runs}]
+            done += work.carry_out(mine, first=live.at_best_rates(mine))
+            done += work.done_before(run for run in at_best if run not in mine)
         _add_measurements(plan, out, done, live)
         write_results(out / "reports" / "results.json", done)
     return done
@@ -64,55 +69,82 @@ def _check(plan: Plan, out: Path, live: Live) -> None:
         raise UserError(str(failure)) from None
 
 
-def _kept(out: Path, run: Run, fingerprint: str, live: Live) -> Record | None:
-    """The record that an earlier study left of this very run, if it finished."""
-    file = out / "checkpoints" / run.path / "record.json"
-    try:
-        record = read_record(file)
-    except UserError as error:
-        live.warn(f"{error}; {run.name} is done again.")
-        file.unlink()
-        return None
-    if record is None or record.get("fingerprint") != fingerprint or record["status"] != "finished":
-        return None
-    weights = out / "checkpoints" / run.path / "model.safetensors"
-    try:
-        with safe_open(weights, framework="np"):
-            pass  # opening it checks that it is whole
-    except (OSError, SafetensorError) as error:
-        live.warn(f"{weights}: is not whole ({error}); {run.name} is done again.")
-        return None
-    # What the YAML tells the reader may have changed without changing the run.
-    return {**record, **run.description}
+class _Work:
+    """What one call keeps and trains, in one stage or in several."""
+
+    def __init__(self, plan: Plan, out: Path, corpus_digest: str, live: Live):
+        self.out, self.corpus_digest, self.at_once, self.live = out, corpus_digest, plan.at_once, live
+        self.records: dict[Path, Record] = {}  # of the runs that this call has dealt with
+
+    def carry_out(self, runs: list[Run], first: int = 0) -> list[Record]:
+        """The records of these runs: kept from an earlier call or stage, or else trained now.
+
+        Args:
+            first: the number of the first one in the live table.
+        """
+        for run in runs:
+            if run.path not in self.records and (record := self._kept(run)) is not None:
+                self.records[run.path] = record
+        self.live.begin([run.path in self.records for run in runs], first)
+        self._train({n: run for n, run in enumerate(runs, first) if run.path not in self.records})
+        return [_reported(run, self.records[run.path]) for run in runs]
+
+    def done_before(self, runs: Iterable[Run]) -> list[Record]:
+        """The records of those of these runs that an earlier call has trained."""
+        return [_reported(run, record) for run in runs if (record := self._kept(run)) is not None]
+
+    def _kept(self, run: Run) -> Record | None:
+        """The record that an earlier study left of this very run, if it finished."""
+        file = self.out / "checkpoints" / run.path / "record.json"
+        try:
+            record = read_record(file)
+        except UserError as error:
+            self.live.warn(f"{error}; {run.name} is done again.")
+            file.unlink()
+            return None
+        fingerprint = run.fingerprint(self.corpus_digest)
+        if record is None or record.get("fingerprint") != fingerprint or record["status"] != "finished":
+            return None
+        weights = self.out / "checkpoints" / run.path / "model.safetensors"
+        try:
+            with safe_open(weights, framework="np"):
+                pass  # opening it checks that it is whole
+        except (OSError, SafetensorError) as error:
+            self.live.warn(f"{weights}: is not whole ({error}); {run.name} is done again.")
+            return None
+        return record
+
+    def _train(self, todo: dict[int, Run]) -> None:
+        """Train these runs, by their numbers in the live table, as many side by side as the preset says."""
+        fingerprints = {n: run.fingerprint(self.corpus_digest) for n, run in todo.items()}
+
+        def jobs() -> Iterator[process.Job]:
+            for n, run in todo.items():
+                folder, logs = self.out / "checkpoints" / run.path, self.out / "reports" / "tensorboard" / run.path
+                make_folder(folder)
+                make_folder(logs)
+                (folder / "record.json").unlink(missing_ok=True)
+                self.live.start(n)
+                args = (run, fingerprints[n], folder, logs, self.at_once)
+                yield process.Job(f"{RUN}:train_run", args, folder / "train.log", functools.partial(self.live.news, n), key=n)
+
+        for job, result in process.run_side_by_side(jobs(), self.at_once, self.live.tick):
+            n, run = job.key, todo[job.key]
+            file = self.out / "checkpoints" / run.path / "record.json"
+            if isinstance(result, process.Failure):
+                self.live.fail(n, f"{result}; see {job.log}")
+                self.records[run.path] = run.record(fingerprints[n], "failed", error=str(result), metrics={}, environment={})
+                write_json(file, self.records[run.path])
+                continue
+            finished = read_record(file)
+            assert finished is not None
+            self.live.finish(n, finished["metrics"]["validation_loss"])
+            self.records[run.path] = finished
 
 
-def _train(plan: Plan, out: Path, todo: list[int], fingerprints: list[str], live: Live) -> dict[int, Record]:
-    """Train the runs of these numbers, as many side by side as the preset says; returns their records by number."""
-
-    def jobs() -> Iterator[process.Job]:
-        for n in todo:
-            run = plan.runs[n]
-            folder, logs = out / "checkpoints" / run.path, out / "reports" / "tensorboard" / run.path
-            make_folder(folder)
-            make_folder(logs)
-            (folder / "record.json").unlink(missing_ok=True)
-            live.start(n)
-            args = (run, fingerprints[n], folder, logs, plan.at_once)
-            yield process.Job(f"{RUN}:train_run", args, folder / "train.log", functools.partial(live.news, n), key=n)
-
-    records = {}
-    for job, result in process.run_side_by_side(jobs(), plan.at_once, live.tick):
-        n, run = job.key, plan.runs[job.key]
-        if isinstance(result, process.Failure):
-            live.fail(n, f"{result}; see {job.log}")
-            records[n] = run.record(fingerprints[n], "failed", error=str(result), metrics={}, environment={})
-            write_json(out / "checkpoints" / run.path / "record.json", records[n])
-            continue
-        finished = read_record(out / "checkpoints" / run.path / "record.json")
-        assert finished is not None
-        live.finish(n, finished["metrics"]["validation_loss"])
-        records[n] = finished
-    return records
+def _reported(run: Run, record: Record) -> Record:
+    """The record, with what may have changed without changing the run: what the YAML tells the reader, and what it is for."""
+    return {**record, **run.description, **({"stage": run.stage} if run.stage != "common" else {})}
 
 
 def _add_measurements(plan: Plan, out: Path, records: list[Record], live: Live) -> None:

@@ -69,21 +69,33 @@ def converted():
     return runs
 
 
+def rated():
+    """At several learning rates: one verdict turns, one best rate is at an edge, one rate diverges, one variant has its own."""
+    runs = tiny.rated({"baseline": 2.2e-3, "rope": 9e-3, "gqa": 2e-3}, base={"rope": 5.7})
+    runs += [tiny.record("fast", s, 5.95 + s / 1000, config={"model": {"learning_rate": 0.02}}) for s in (0, 1, 2)]
+    for run in runs:
+        if (run.get("stage"), run["variant"], run["config"]["model"]["learning_rate"]) == ("tuning", "gqa", 4e-3):
+            run |= {"status": "failed", "metrics": {}, "error": "the loss became nan by step 40"}
+    return runs
+
+
 STUDIES = {
     "factorial": factorial(),
     "costly": costly(),
     "converted": converted(),
+    "rated": rated(),
+    "rated_alike": tiny.rated({"baseline": 2e-3, "rope": 2.1e-3, "gqa": 1.9e-3}, base={"rope": 5.9, "gqa": 6.1}),
     "one_seed": tiny.study(seeds=(0,), variants=("baseline", "rope")),
     "some_failed": [*tiny.study(variants=("baseline", "rope"), seeds=(0, 1)), tiny.failed("gqa", 0)],
     "none_finished": [tiny.failed("rope", 0)],
 }
-FIGURES = {"loss_curves", "effects", "conversion", "quality_against_cost", "loss_by_position", "cost_against_context"}
+ALL = {"loss_curves", "effects", "conversion", "quality_against_cost", "loss_by_position", "cost_against_context"}
+FIGURES = {"factorial": ALL - {"conversion"}, "converted": {"conversion"}, "rated": {"loss_against_rate"}}
 
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_analysis(name):
-    figures = {"factorial": FIGURES - {"conversion"}, "converted": {"conversion"}}.get(name, set())
-    same_as_snapshot(f"analysis_{name}", analysis(study_facts(records(STUDIES[name])), figures))
+    same_as_snapshot(f"analysis_{name}", analysis(study_facts(records(STUDIES[name])), FIGURES.get(name, set())))
 
 
 def test_a_change_that_costs_more_is_said_to_cost_more():

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -148,6 +149,45 @@ class TestTable:
             raise KeyboardInterrupt
         shown, hidden = (screen.file.getvalue().rfind(f"\x1b[?25{c}") for c in "hl")
         assert shown > hidden >= 0  # the cursor
+
+
+class TestLearningRates:
+    """Two variants, one of them at two rates, which a comparison at its best rate follows: 2 + 2 + 1 runs."""
+
+    @staticmethod
+    def runs(stage, *rates):
+        return [
+            Run("tiny", "rope", 0, {"trainer": {"max_steps": 100}, "model": {"learning_rate": r}}, stage=stage) for r in rates
+        ]
+
+    def watch(self, terminal, clock):
+        """Both stages, a second a step."""
+        screen = console(terminal)
+        with Live(replace(plan(("rope", "fast")), tuning=self.runs("tuning", 1e-3, 2e-3)), screen) as live:
+            live.begin([True, True, False, False])
+            for n in (2, 3):
+                live.start(n)
+                for done in range(1, 101):
+                    clock.now += 1.0
+                    live.news(n, step(done))
+                live.finish(n, 5.0)
+            runs = self.runs("best", 1.3e-3)
+            first = live.at_best_rates(runs)
+            live.begin([False], first)
+            live.start(first)
+        return screen.file.getvalue()
+
+    def test_the_time_left_counts_what_follows(self, clock):
+        text = self.watch(False, clock)
+        assert "2 runs to do, 2 kept from before; then 1 at the best learning rates" in text
+        assert "[3/5] rope, seed 0, rate 0.001: finished, validation loss 5.0000, about 3 min left" in text
+        assert "Best learning rates: rope 0.0013." in text
+        assert "[5/5] rope, seed 0, rate 0.0013: started, about 2 min left" in text
+
+    def test_the_table_has_a_column_for_them_where_there_are_some(self, clock):
+        text = self.watch(True, clock)
+        assert "rate" in text and "0.001" in text and "best" in text and "0.0013" in text
+        assert "rate" not in watch(True, clock)[0]
 
 
 class TestOddNews:

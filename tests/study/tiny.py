@@ -7,6 +7,7 @@ import contextlib
 import functools
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -224,6 +225,22 @@ def study(effects=None, noise=0.02, seeds=(0, 1, 2), draw=0, variants=VARIANTS, 
             loss = 6.0 + shift + sum(v for made_of, v in (effects or {}).items() if set(made_of) <= set(VARIANTS[name]))
             found.append(record(name, seed, loss + random_.gauss(0, noise)))
     return found
+
+
+def rated(best, seeds=(0, 1, 2), rates=(1e-3, 2e-3, 4e-3), common=2e-3, curvature=0.2, noise=0.002, base=None, draw=0):
+    """Records of a study at several learning rates: the loss of each variant is a parabola in log(rate) with its least, 6 or what
+    `base` says, at its best rate {variant: rate}. The trials' seed follows those of the comparison."""
+
+    def run(name, seed, rate, **more):
+        luck = random.Random(f"{draw} {name} {seed} {rate}").gauss(0, noise)  # one run has one loss, wherever it stands
+        loss = (base or {}).get(name, 6.0) + curvature * math.log(rate / best[name]) ** 2 + luck
+        return record(name, seed, loss, config={"model": {"learning_rate": rate}}, **more)
+
+    return [
+        *(run(name, seed, common) for seed in seeds for name in best),
+        *(run(name, max(seeds) + 1, rate, stage="tuning") for name in best for rate in rates),
+        *(run(name, seed, min(max(best[name], rates[0]), rates[-1]), stage="best") for seed in seeds for name in best),
+    ]
 
 
 def results(runs, schema=1):
