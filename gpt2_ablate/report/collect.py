@@ -145,9 +145,15 @@ def _speeds(own: dict[str, float]) -> dict[str, Estimate]:
     found = {}
     for what in ("training", "decoding"):
         ratio, low, high = (own.get(f"{what}_speed_ratio{end}") for end in RANGE)
-        if ratio is not None and low is not None and high is not None:
-            found[what] = Estimate(ratio, low, high, neutral=1.0)
+        if ratio is not None:
+            found[what] = speed_ratio(ratio, low, high)
     return found
+
+
+def speed_ratio(median: float, low: float | None, high: float | None) -> Estimate:
+    """Of two speeds. Its ends are those that are written, so that no claim stands beside [1.00, 1.10]."""
+    low, high = (None if end is None else round(end, 2) for end in (low, high))
+    return Estimate(median, low, high, neutral=1.0)
 
 
 def _max_length(run: Record) -> int | None:
