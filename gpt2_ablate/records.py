@@ -125,7 +125,7 @@ class Record(Section):
     """One run. Only variant, seed and status are required, and of a finished run metrics.validation_loss (nats per token).
 
     Attributes:
-        curves: of losses, {"train" | "validation": [[step, nats]]}.
+        curves: {"train" | "validation": [[step, nats]], "learning_rate": [[step, rate]]}.
         hf_architecture: the class of transformers that computes the same function; None: there is none.
     """
 

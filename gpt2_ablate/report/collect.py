@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.records import Record, is_number
 from gpt2_ablate.report import statistics
+from gpt2_ablate.report.equal import equal_costs
 from gpt2_ablate.report.facts import Cost, Missing, PeakMemory, Recovery, Study, Variant
 from gpt2_ablate.report.statistics import BASELINE, Estimate
 from gpt2_ablate.utils.markdown import paragraph, sandbox
@@ -60,6 +61,7 @@ def study_facts(records: Sequence[Record]) -> Study:
         training_seconds=[value for run in runs if is_number(value := run.metrics.get("run_seconds"))],
         command=_command(runs[0], variants, seeds),
         problems=problems,
+        equal=equal_costs(runs),
     )
 
 

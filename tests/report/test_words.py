@@ -14,6 +14,7 @@ from gpt2_ablate.report.render import analysis, verification, write_benchmarks
 from gpt2_ablate.utils import markdown
 
 from ..study import tiny
+from .curves import study
 from .made_up import records
 from .test_benchmarks import RESULTS
 
@@ -73,6 +74,7 @@ STUDIES = {
     "factorial": factorial(),
     "costly": costly(),
     "converted": converted(),
+    "equal": study({"rope": 1.5, "gqa": 0.99, "far": 6.0}, {"gqa": 0.8}, {"rope": 0.95, "gqa": 1.1}),
     "one_seed": tiny.study(seeds=(0,), variants=("baseline", "rope")),
     "some_failed": [*tiny.study(variants=("baseline", "rope"), seeds=(0, 1)), tiny.failed("gqa", 0)],
     "none_finished": [tiny.failed("rope", 0)],
@@ -82,7 +84,9 @@ FIGURES = {"loss_curves", "effects", "conversion", "quality_against_cost", "loss
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_analysis(name):
-    figures = {"factorial": FIGURES - {"conversion"}, "converted": {"conversion"}}.get(name, set())
+    figures = {"factorial": FIGURES - {"conversion"}, "converted": {"conversion"}, "equal": {"loss_against_compute"}}.get(
+        name, set()
+    )
     same_as_snapshot(f"analysis_{name}", analysis(study_facts(records(STUDIES[name])), figures))
 
 
