@@ -31,7 +31,7 @@ FIRST = 0.2  # of the training: before that a loss falls by other laws
 POINTS = 6  # validations after it, at least
 MEMORY = 0.999  # of how a fall of the rate works, what is left of it a step later
 LONGER = 1.1  # by how much training is imagined to be longer
-TRUST = 1.5  # in real trainings of 240 to 1,920 steps slopes were 0.7 to 1.2 times those of the final losses, single ones 0.6 to 1.2
+TRUST = 1.5  # in real trainings of 240 to 1,920 steps slopes were 0.7 to 1.2 times those of the final losses (single ones 0.6)
 REACH = 3.0  # longer or shorter trainings than this are beyond the curves
 
 
