@@ -23,7 +23,7 @@ from gpt2_ablate.utils.system import auto_precision, keep_freed_memory, matmul_p
 
 MEASURE = __name__  # what children import
 PROCESSES = 3  # that memory is measured in
-ROUNDS = 11
+ROUNDS = 12  # the 95 % interval of a median is then the third of the ordered ratios to the tenth
 DECODED = 32  # tokens
 REFERENCE = "baseline"
 
@@ -129,12 +129,12 @@ def _decoding(model: GPT2, new: int) -> Callable[[], None]:
 
 def _speeds(what: str, seconds: dict[str, list[float]], tokens: dict[str, int]) -> Measured:
     """name -> `what`_tokens_per_second (median of the rounds) with its quartiles _low and _high; and `what`_speed_ratio to the
-    baseline (or else the first variant), with the smallest and the largest as _low and _high, see `ratio`."""
+    baseline (or else the first variant) with its 95 % interval, _low and _high, see `ratio`."""
     reference = REFERENCE if REFERENCE in seconds else next(iter(seconds))
     found = {}
     for name, own in seconds.items():
         against = ratio(own, seconds[reference], tokens[name] / tokens[reference])
-        metrics = {"tokens_per_second": rates(own, tokens[name]), "speed_ratio": against}
+        metrics: dict[str, Any] = {"tokens_per_second": rates(own, tokens[name]), "speed_ratio": against}
         ends = {"": "median", "_low": "low", "_high": "high"}
         found[name] = {f"{what}_{key}{end}": metric[of] for key, metric in metrics.items() for end, of in ends.items()}
     return found

@@ -19,6 +19,8 @@ from gpt2_ablate.utils.io import make_folder, write_json
 
 BENCHMARKS = "gpt2_ablate.benchmarks"
 
+LEAST_ROUNDS = 6  # for a 95 % interval of a ratio, see `gpt2_ablate.benchmarks.timing.ratio`
+
 Configs = dict[str, dict[str, Any]]
 SMALL = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 512}  # the cpu preset's model
 GPT2_SMALL: dict[str, Any] = {}  # GPT2Config's defaults
@@ -64,7 +66,7 @@ def run_benchmarks(out: Path, quick: bool, cpu: Configs, batch_size: int, gpt2_s
             ("variants", "all variants of the default study", lambda: _variants(out, quick, log, cpu, batch_size, show)),
             ("training", "training steps", lambda: _training(call, quick, device, rounds)),
             ("attention", "attention against length", lambda: _attention(call, quick, device, rounds)),
-            ("decoding", "generation", lambda: _decoding(call, quick, device, min(rounds, 5), gpt2_small)),
+            ("decoding", "generation", lambda: _decoding(call, quick, device, rounds, gpt2_small)),
         ]
         for name, title, measure in parts:
             console.print(f"Measuring {title} ...")
@@ -88,7 +90,7 @@ def _variants(out: Path, quick: bool, log: Path, configs: Configs, batch_size: i
 
 def _training(call: Callable, quick: bool, device: torch.device, rounds: int) -> list[dict[str, Any]]:
     """Each size against transformers: speed, then memory of either side in a process of its own."""
-    many = (16, rounds) if device.type == "cuda" else (1, 5)
+    many = (16, rounds) if device.type == "cuda" else (1, LEAST_ROUNDS)
     sizes: list[tuple[str, dict[str, Any], int, int]] = [
         ("cpu preset, baseline", SMALL, 2, 3 * rounds),
         ("cpu preset, rope-gqa-swa", {**SMALL, "positions": "rotary", "n_kv_head": 1, "window": 64}, 2, 3 * rounds),
@@ -108,8 +110,8 @@ def _training(call: Callable, quick: bool, device: torch.device, rounds: int) ->
 def _attention(call: Callable, quick: bool, device: torch.device, rounds: int) -> dict[str, Any]:
     lengths = [1024, 4096, 8192] if quick else [512, 1024, 2048, 4096, 8192, 16384]
     # GPT-2's own heads take six times as long: on a CPU fewer rounds, and no 16k.
-    wide = (lengths, rounds) if device.type == "cuda" else (lengths[:-1], 3)
-    shapes = {"4 heads of 32": (4, 32, lengths, min(rounds, 5)), "12 heads of 64": (12, 64, *wide)}
+    wide = (lengths, rounds) if device.type == "cuda" else (lengths[:-1], LEAST_ROUNDS)
+    shapes = {"4 heads of 32": (4, 32, lengths, min(rounds, LEAST_ROUNDS)), "12 heads of 64": (12, 64, *wide)}
     if quick:
         del shapes["12 heads of 64"]
     found = {}
@@ -140,5 +142,5 @@ def _decoding(call: Callable, quick: bool, device: torch.device, rounds: int, va
             str(batch_size): call("decoding:by_context", variants, contexts[batch_size], batch_size, rounds, device)
             for batch_size in batches
         },
-        "long_text": call("decoding:far_past_the_window", window, *((2048, 256, 3) if quick else (16384, 1024, 11)), device),
+        "long_text": call("decoding:far_past_the_window", window, *((2048, 256, 3) if quick else (16384, 1024, 12)), device),
     }  # fmt: skip

@@ -1,8 +1,9 @@
 """What a variant costs, from its shapes alone: parameters, FLOPs, receptive field.
 
 FLOPs are those of products (linear layers, attention's two products, the head), two for a multiply-add, as in
-torch.utils.flop_counter. Embedding lookups, norms, softmax and all other elementwise work are left out: in GPT-2 they are below
-1 % of the whole. Any part is counted as it is written, by tracing one forward pass.
+torch.utils.flop_counter. Of attention only the pairs of a query and a key that the mask shows are counted, not all T x T: what
+a kernel computes besides, and then hides, is overhead. Embedding lookups, norms, softmax and all other elementwise work are left
+out: in GPT-2 they are below 1 % of the whole. Any part is counted as it is written, by tracing one forward pass.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ from functools import cache, partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.model import GPT2, GPT2Config
+from gpt2_ablate.ops.attention import replace_kernels
+from gpt2_ablate.ops.eager import eager_attention
+from gpt2_ablate.ops.mask import AttentionMask
 
 # Products: each element of the output is a sum over the last dimension of this input.
 SUMMED_INPUT = {"linear": 0, "matmul": 0, "mm": 0, "bmm": 0, "mv": 0, "dot": 0, "addmm": 1, "baddbmm": 1, "addmv": 1}
@@ -59,11 +64,11 @@ def count_parameters(model: GPT2) -> dict[str, int]:
 
 @cache
 def forward_flops_per_token(config: GPT2Config, context: int) -> float:
-    """FLOPs of one forward pass over `context` tokens, divided by them, as fvcore counts them.
+    """FLOPs of one forward pass over `context` tokens, divided by them.
 
-    Full causal attention counts all T x T scores (the usual convention, and torch's), whether or not a kernel skips the masked
-    half; a window counts the blocks of `gpt2_ablate.ops.sliding`, padding included. Learned positions are taken to reach as far
-    as `context`.
+    They are the same for a text that is read at once and for one that is generated token by token with a cache. A head counts
+    T (T + 1) / 2 pairs for full attention, for a window the sum of min(t, W) over t from 1 to T. A part that writes its own
+    products of queries and keys is charged for all of them. Learned positions are taken to reach as far as `context`.
 
     Raises:
         UserError: `context` is below 1.
@@ -100,8 +105,12 @@ def receptive_field(config: GPT2Config) -> int | None:
 
 
 def _multiply_adds(device: str, config: GPT2Config, context: int) -> int:
-    """Of all products of one forward pass, from the graph that fvcore traces."""
-    with torch.device(device), torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings(), _PlainSizes():
+    """Of all products of one forward pass, from the graph that fvcore traces, less those that masks hide."""
+    attention = _CausalAttention()
+    with (
+        torch.device(device), torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings(), _PlainSizes(),
+        replace_kernels(attention),
+    ):  # fmt: skip
         warnings.simplefilter("ignore")  # deprecations in fvcore, and advice on keeping the trace
         from fvcore.nn import FlopCountAnalysis, jit_handles  # type: ignore[import-untyped]
 
@@ -112,7 +121,26 @@ def _multiply_adds(device: str, config: GPT2Config, context: int) -> int:
         handles |= {f"aten::{name}{in_place}": None for name in NEGLIGIBLE for in_place in ("", "_")}
         handles |= {"aten::einsum": jit_handles.einsum_flop_jit, "aten::_convolution": jit_handles.conv_flop_jit}
         handles["aten::scaled_dot_product_attention"] = _attention_products
-        return analysis.set_op_handle(**handles).total()
+        return analysis.set_op_handle(**handles).total() - attention.hidden
+
+
+class _CausalAttention:
+    """Stands in for the kernels, one product of attention for all masks, and keeps account of what it computes too much.
+
+    Attributes:
+        hidden: multiply-adds that `_attention_products` counts, and that the masks hide.
+    """
+
+    def __init__(self) -> None:
+        self.hidden = 0
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
+        B, H, T, D = q.shape
+        computed = H * (T * (T + 1) // 2 if mask.score_bias is None else T * T)
+        self.hidden += B * (computed - mask.visible_pairs(T, H)) * (D + v.shape[-1])
+        if mask.score_bias is not None:
+            return eager_attention(q, k, v, mask)  # the bias may have products of its own
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=bool(k.shape[1] != H))
 
 
 class _PlainSizes(TorchFunctionMode):
@@ -135,8 +163,10 @@ def _product(summed: int, inputs: list[Any], outputs: list[Any]) -> int:
 
 def _attention_products(inputs: list[Any], outputs: list[Any]) -> int:
     """fvcore's handle for SDPA: multiply-adds of queries [..., Tq, D] with keys [..., Tk, D], and with values [..., Tk, Dv]."""
-    (*queries, D), (*_, Tk, _), (*_, Dv) = (_sizes(x) for x in inputs[:3])
-    return math.prod(queries) * Tk * (D + Dv)
+    (*heads, Tq, D), (*_, Tk, _), (*_, Dv) = (_sizes(x) for x in inputs[:3])
+    is_causal = inputs[5].toIValue()
+    pairs = sum(min(t, Tk) for t in range(1, Tq + 1)) if is_causal else Tq * Tk
+    return math.prod(heads) * pairs * (D + Dv)
 
 
 def _sizes(value: Any) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -52,6 +53,27 @@ class AttentionMask:
             return length
         # A global token has yet to see all that is before it, and is kept beside the window from then on.
         return min(length, max(self.span, *(position + 1 for position in self.global_tokens), 0) + len(self.global_tokens))
+
+    def visible_pairs(self, T: int, n_head: int) -> int:
+        """How many pairs of a query and a key `visible` allows, over n_head heads, among T tokens of one document."""
+        if self.window is None:
+            return n_head * T * (T + 1) // 2
+        dilations = [self.dilation] * n_head if isinstance(self.dilation, int) else self.dilation
+        return sum(n * self._window_pairs(T, d) for d, n in Counter(dilations).items())
+
+    def _window_pairs(self, T: int, dilation: int) -> int:
+        """Of one head: the keys of its window, and those that global tokens add."""
+        assert self.window is not None
+        i = torch.arange(T, device="cpu")
+        keys = (i // dilation + 1).clamp(max=self.window)
+        global_tokens = [position for position in self.global_tokens if position < T]
+        for position in global_tokens:
+            distance = i - position
+            is_near = (distance < self.window * dilation) & (distance % dilation == 0)
+            keys = keys + ((distance > 0) & ~is_near)
+        for position in global_tokens:
+            keys[position] = position + 1
+        return int(keys.sum())
 
     def head_dilation(self, device: torch.device) -> int | Tensor:
         """One number where all heads have the same dilation, else [H]."""

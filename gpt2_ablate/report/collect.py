@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.records import Record, is_number
 from gpt2_ablate.report import statistics
+from gpt2_ablate.report.equal import equal_costs
 from gpt2_ablate.report.facts import Cost, Missing, PeakMemory, Recovery, Study, Variant
 from gpt2_ablate.report.rates import Rates, comparison, different_runs, rates_found
 from gpt2_ablate.report.statistics import BASELINE, Estimate
@@ -66,6 +67,7 @@ def study_facts(records: Sequence[Record]) -> Study:
         command=_command(runs[0], variants, seeds, rates),
         problems=problems,
         rates=rates,
+        equal=equal_costs(runs),
     )
 
 
@@ -151,9 +153,15 @@ def _speeds(own: dict[str, float]) -> dict[str, Estimate]:
     found = {}
     for what in ("training", "decoding"):
         ratio, low, high = (own.get(f"{what}_speed_ratio{end}") for end in RANGE)
-        if ratio is not None and low is not None and high is not None:
-            found[what] = Estimate(ratio, low, high, neutral=1.0)
+        if ratio is not None:
+            found[what] = speed_ratio(ratio, low, high)
     return found
+
+
+def speed_ratio(median: float, low: float | None, high: float | None) -> Estimate:
+    """Of two speeds. Its ends are those that are written, so that no claim stands beside [1.00, 1.10]."""
+    low, high = (None if end is None else round(end, 2) for end in (low, high))
+    return Estimate(median, low, high, neutral=1.0)
 
 
 def _max_length(run: Record) -> int | None:

@@ -156,6 +156,59 @@ class Missing:
 
 
 @dataclass(frozen=True)
+class SpeedUp:
+    """How many times the baseline's training, in FLOPs or in time, buys the same loss.
+
+    Attributes:
+        beyond: whether the estimate, its low and its high end are further from 1 than the curves reach: then they are bounds.
+    """
+
+    estimate: Estimate
+    beyond: tuple[bool, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.estimate.verdict
+
+
+@dataclass(frozen=True)
+class EqualCost:
+    """A variant beside the baseline, by what is taken to be equal: "tokens", "flops" or, where speed was measured, "time".
+
+    Attributes:
+        costs: of a token, as a multiple of the baseline's.
+        differences: of the final loss, in nats.
+    """
+
+    costs: dict[str, Estimate]
+    differences: dict[str, Estimate]
+    speed_ups: dict[str, SpeedUp]
+
+    @property
+    def changes_verdict(self) -> list[str]:
+        """What else, taken to be equal, says something else than equal tokens do."""
+        said = self.differences["tokens"].verdict
+        return [
+            k for k, e in self.differences.items() if e.verdict != said and (e.is_clear or self.differences["tokens"].is_clear)
+        ]
+
+
+@dataclass(frozen=True)
+class EqualCosts:
+    """All of them, or what stands in the way.
+
+    Attributes:
+        obstacle: "alone" (nothing to compare with the baseline), "checkpoint", "costs", "seeds", "schedule", "points" (of the
+            curves), "slope" (they are too noisy to have one), or nothing.
+        slopes: nats that each variant's final loss falls with an e-fold of training.
+    """
+
+    obstacle: str
+    slopes: dict[str, Estimate]
+    by_variant: dict[str, EqualCost]
+
+
+@dataclass(frozen=True)
 class Study:
     """Everything that a report says."""
 
@@ -178,6 +231,7 @@ class Study:
     command: str  # what makes these records again
     problems: list[str]  # for the terminal, what the report had to leave out
     rates: Rates | None = None  # where each variant was trained at several learning rates
+    equal: EqualCosts = EqualCosts("alone", {}, {})  # what the runs come to at equal FLOPs and in equal time
 
     @cached_property
     def by_name(self) -> dict[str, Variant]:

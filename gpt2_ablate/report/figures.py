@@ -56,6 +56,7 @@ def draw_study(study: Study, runs: Runs, folder: Path) -> set[str]:
         "cost_against_context": cost_against_context(study.variants),
         "loss_by_position": loss_by_position(runs),
         "loss_against_rate": loss_against_rate(study.rates),
+        "loss_against_compute": loss_against_compute(study, runs),
     })  # fmt: skip
 
 
@@ -86,8 +87,8 @@ def _style(n: int, marker: bool = True) -> dict[str, Any]:
     return style
 
 
-def loss_curves(runs: Runs) -> Figure | None:
-    """Validation loss over training tokens, mean of the seeds, one line a variant."""
+def _mean_curves(runs: Runs) -> dict[tuple[int, str], tuple[np.ndarray, np.ndarray]]:
+    """(number, variant) -> training tokens (steps, where the record does not say), and validation loss, mean of the seeds."""
     lines = {}
     for n, name in enumerate(variants(runs)):
         curves = [run.curves["validation"] for run in runs if run.variant == name and run.curves.get("validation")]
@@ -96,6 +97,12 @@ def loss_curves(runs: Runs) -> Figure | None:
             run = next(run for run in runs if run.variant == name)
             points = np.mean(np.array(curves, dtype=float), axis=0)
             lines[n, name] = points[:, 0] * (run.config.tokens_per_step or 1), points[:, 1]
+    return lines
+
+
+def loss_curves(runs: Runs) -> Figure | None:
+    """Validation loss over training tokens, mean of the seeds, one line a variant."""
+    lines = _mean_curves(runs)
     if not lines:
         return None
     fig, ax = plt.subplots()
@@ -103,6 +110,28 @@ def loss_curves(runs: Runs) -> Figure | None:
         ax.plot(*line, label=name, **_style(n))
     ax.set(xlabel="training tokens", ylabel="validation loss (nats per token)")
     ax.xaxis.set_major_formatter(_thousands)
+    ax.legend(ncols=2)
+    return fig
+
+
+def loss_against_compute(study: Study, runs: Runs) -> Figure | None:
+    """Validation loss over training FLOPs, but for the first fifth; at the end of each curve, where final losses of longer and
+    shorter runs would lie."""
+    if not study.equal.by_variant:
+        return None
+    fig, ax = plt.subplots()
+    for (n, name), (tokens, losses) in _mean_curves(runs).items():
+        flops, slope, style = (
+            tokens * study.by_name[name].metrics["training_flops_per_token"],
+            study.equal.slopes[name],
+            _style(n),
+        )
+        late = flops >= flops[-1] / 5
+        ax.plot(flops[late], losses[late], label=name, **{**style, "alpha": 0.4, "markersize": 3})
+        ratios = np.geomspace(1 / 1.5, 1.5, 3)
+        ax.plot(flops[-1] * ratios, study.by_name[name].loss.value - slope.value * np.log(ratios), **_style(n, marker=False))
+    ax.set_xscale("log")
+    ax.set(xlabel="training FLOPs", ylabel="validation loss (nats per token)")
     ax.legend(ncols=2)
     return fig
 

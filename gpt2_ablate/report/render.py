@@ -12,10 +12,9 @@ from jinja2.sandbox import SandboxedEnvironment
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.records import Record, write_results
 from gpt2_ablate.report import statistics
-from gpt2_ablate.report.collect import study_facts
+from gpt2_ablate.report.collect import speed_ratio, study_facts
 from gpt2_ablate.report.facts import Study, as_json
 from gpt2_ablate.report.rates import comparison
-from gpt2_ablate.report.statistics import Estimate
 from gpt2_ablate.utils import markdown
 from gpt2_ablate.utils.io import write_text
 from gpt2_ablate.utils.markdown import bytes_, fixed, interval, number, plus_minus, signed
@@ -29,18 +28,25 @@ def templates() -> SandboxedEnvironment:
     made = markdown.environment(Path(__file__).parent / "templates")
     made.filters |= {
         "metric": lambda found, name: {"median": found[name], "low": found[f"{name}_low"], "high": found[f"{name}_high"]},
-        "ratio": lambda found: Estimate(found["median"], found["low"], found["high"], neutral=1.0),
+        "ratio": lambda found: speed_ratio(*(found[key] for key in MEASURED)),
         "spread": _spread,
-        "share": lambda found: "{} % [{}, {}]".format(*(fixed(100 * found[key], 0) for key in MEASURED)),
+        "share": _share,
         "lookup": lambda key, found: found[key],
     }
     return made
 
 
-def _spread(found: Mapping[str, float], unit: float = 1.0, digits: int | None = None) -> str:
-    """Median [low, high] in some unit, with three significant digits or so many behind the point."""
-    median, low, high = (number(found[k] / unit) if digits is None else fixed(found[k] / unit, digits) for k in MEASURED)
-    return f"{median} [{low}, {high}]"
+def _spread(found: Mapping[str, float | None], unit: float = 1.0, digits: int | None = None) -> str:
+    """Median [low, high] in some unit, with three significant digits or so many behind the point; no ends if there are none."""
+    scaled = [value / unit for key in MEASURED if (value := found[key]) is not None]
+    median, *ends = (number(value) if digits is None else fixed(value, digits) for value in scaled)
+    return f"{median} [{', '.join(ends)}]" if ends else median
+
+
+def _share(found: Mapping[str, float | None]) -> str:
+    """Median in percent [low, high]."""
+    median, *ends = (fixed(100 * value, 0) for key in MEASURED if (value := found[key]) is not None)
+    return f"{median} % [{', '.join(ends)}]" if ends else f"{median} %"
 
 
 def write_report(records: Sequence[Mapping[str, Any] | Record], folder: Path) -> Path:

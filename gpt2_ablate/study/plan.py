@@ -178,10 +178,10 @@ def _config(variant: Variant, preset: Preset, file: Path) -> tuple[dict[str, Any
     Raises:
         UserError: a size is missing, values do not fit together, or the variant cannot be matched with the baseline.
     """
-    model, trainer, texts = _model(variant, preset, file), preset.trainer, variant.texts
+    model, texts = _model(variant, preset, file), variant.texts
+    trainer: dict[str, Any] = {**preset.trainer}
     if variant.matched:
-        sizes = {"vocab_size": preset.data["vocab_size"]} if preset.data.get("vocab_size") is not None else {}
-        baseline = {**sizes, **preset.model.get("config", {})}
+        baseline = _baseline(preset)
         try:
             if variant.matched == "parameters":
                 model["config"], sentence = as_many_parameters(model["config"], baseline)
@@ -204,8 +204,7 @@ def _model(variant: Variant, preset: Preset, file: Path) -> dict[str, Any]:
 
     changes = _fill_in(variant.model, preset.sizes, variant.source, file)
     model = {**preset.model, **changes}
-    vocabulary = {"vocab_size": size} if (size := preset.data.get("vocab_size")) is not None else {}
-    model["config"] = {**vocabulary, **preset.model.get("config", {}), **changes.get("config", {})}
+    model["config"] = {**_baseline(preset), **changes.get("config", {})}
     try:
         config = GPT2Config(**model["config"])
         for kind in BUILT_IN:
@@ -213,6 +212,12 @@ def _model(variant: Variant, preset: Preset, file: Path) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"{variant.source} with {file}: model.config.{error}") from error
     return model
+
+
+def _baseline(preset: Preset) -> dict[str, Any]:
+    """The fields of the baseline's GPT2Config: the preset's, with the vocabulary of its tokenizer."""
+    vocabulary = preset.data.get("vocab_size")
+    return {**({} if vocabulary is None else {"vocab_size": vocabulary}), **preset.model.get("config", {})}
 
 
 def _fill_in(value: Any, sizes: dict[str, Any], source: str, preset_file: Path) -> Any:

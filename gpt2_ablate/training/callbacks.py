@@ -23,12 +23,12 @@ class Perplexity(Callback):
     """Logs validation/loss (nats per token), validation/perplexity and validation/bits_per_byte.
 
     Attributes:
-        curves: "train" and "validation", each a list of (step, loss in nats). They are in the checkpoint, so that a resumed
-            run has all of them.
+        curves: "train" and "validation", each a list of (step, loss in nats), and "learning_rate" of (step, rate). They are in
+            the checkpoint, so that a resumed run has all of them.
     """
 
     def __init__(self) -> None:
-        self.curves: dict[str, Curve] = {"train": [], "validation": []}
+        self.curves: dict[str, Curve] = {"train": [], "validation": [], "learning_rate": []}
         # A NaN makes the mean NaN ("disable" would also ignore the batch's weight).
         self.mean = MeanMetric(nan_strategy=math.nan)
 
@@ -36,7 +36,7 @@ class Perplexity(Callback):
         return {"curves": self.curves}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        self.curves = state_dict["curves"]
+        self.curves |= state_dict["curves"]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx) -> None:
         step = trainer.global_step
@@ -44,6 +44,7 @@ class Perplexity(Callback):
         is_new = not self.curves["train"] or self.curves["train"][-1][0] < step
         if step and step % trainer.log_every_n_steps == 0 and is_new:  # type: ignore[attr-defined]
             self.curves["train"].append((step, trainer.callback_metrics["train/loss"].item()))
+            self.curves["learning_rate"].append((step, trainer.callback_metrics["train/learning_rate"].item()))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.mean = self.mean.to(pl_module.device)

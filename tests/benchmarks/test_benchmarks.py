@@ -1,5 +1,9 @@
 """What the benchmark measures, at sizes that take no time: the numbers are there, positive, and belong together."""
 
+import itertools
+from collections import Counter
+
+import numpy as np
 import pytest
 import torch
 
@@ -26,7 +30,8 @@ class TestInterleaving:
         seconds = timing.time_interleaved(
             {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, CPU, rounds=3, warm_up=1
         )
-        assert order == ["a", "b"] * 4 and {name: len(s) for name, s in seconds.items()} == {"a": 3, "b": 3}
+        assert all(set(order[n : n + 2]) == {"a", "b"} for n in range(0, 8, 2)) and len(order) == 8
+        assert {name: len(s) for name, s in seconds.items()} == {"a": 3, "b": 3}
 
     def test_what_takes_longer_is_slower_by_as_much(self, monkeypatch):
         now = [0.0]
@@ -44,7 +49,31 @@ class TestInterleaving:
 
     def test_a_ratio_is_taken_within_rounds(self):
         """A machine that slows down by ten half-way changes no ratio."""
-        assert timing.ratio([1.0, 1.0, 10.0], [2.0, 2.0, 20.0]) == {"median": 2.0, "low": 2.0, "high": 2.0}
+        assert timing.ratio([1.0, 1.0, 10.0] * 2, [2.0, 2.0, 20.0] * 2) == {"median": 2.0, "low": 2.0, "high": 2.0}
+
+    @pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 8])
+    def test_each_takes_every_place_and_follows_each_equally_often(self, count):
+        names = [str(n) for n in range(count)]
+        rounds = [timing.balanced_order(names, n) for n in range(2 * count)]
+        assert all(sorted(order) == names for order in rounds)
+        for place in range(count):
+            assert sorted(order[place] for order in rounds) == sorted(2 * names)
+        pairs = Counter(pair for order in rounds for pair in itertools.pairwise(order))
+        assert set(pairs.values()) <= {2} and len(pairs) == count * (count - 1)
+
+    def test_five_rounds_have_no_interval(self):
+        assert timing.ratio([1.0] * 5, [2.0] * 5) == {"median": 2.0, "low": None, "high": None}
+
+    @pytest.mark.parametrize("rounds", [6, 7, 12, 21])
+    def test_the_interval_covers_the_median_of_skewed_ratios(self, rounds):
+        """In 95 of 100 measurements or more, and it is no wider than it has to be: the next narrower one covers less."""
+        random, hits, measurements = np.random.default_rng(0), 0, 1000
+        for _ in range(measurements):
+            found = timing.ratio([1.0] * rounds, list(np.exp(random.exponential(size=rounds))))  # its median is 2
+            hits += found["low"] <= 2 <= found["high"]
+        spread = np.sqrt(0.05 * 0.95 / measurements)
+        assert hits / measurements > 0.95 - 2 * spread
+        assert rounds < 12 or found["low"] > 1 and hits / measurements < 0.995
 
     def test_rates_are_per_second(self):
         assert timing.rates([0.5, 0.25, 1.0], 10)["median"] == 20.0
@@ -63,12 +92,12 @@ class TestTheBaseline:
 
     def test_steps_are_timed_side_by_side(self, fields):
         told = Told()
-        found = training.training_speeds(fields, 2, False, 3, CPU, told)
+        found = training.training_speeds(fields, 2, False, 6, CPU, told)
         assert in_order(found["ours"]) and in_order(found["transformers"]) and in_order(found["ratio"])
-        assert 0 < found["share_of_peak"]["median"] < 1.5 and told[-1].endswith("5/5")
+        assert 0 < found["share_of_peak"]["median"] < 1.5 and told[-1].endswith("8/8")
 
     def test_generation_is_timed_side_by_side(self, fields):
-        found = decoding.against_generate(fields, "float32", 8, 4, 2, CPU, Told())
+        found = decoding.against_generate(fields, "float32", 8, 4, 6, CPU, Told())
         for key in ("ours", "transformers", "ratio", "share_of_read", "our_prompt", "their_prompt", "prompt_ratio"):
             assert in_order(found[key]), key
 
@@ -100,7 +129,7 @@ def test_the_cache_is_counted_by_variant_and_context():
 
 
 def test_a_long_text_through_a_window():
-    found = decoding.far_past_the_window(ROTARY, 60, 20, 2, CPU, Told())
+    found = decoding.far_past_the_window(ROTARY, 60, 20, 6, CPU, Told())
     rows = found["stretches"]
     assert [row["tokens"] for row in rows] == [20, 40, 60] and len({row["cache_bytes"] for row in rows}) == 1
     assert in_order(found["late_against_early"])

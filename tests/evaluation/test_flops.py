@@ -1,10 +1,9 @@
-"""Costs: three independent counts of FLOPs agree, and the receptive field is that of models that really run."""
+"""Costs: FLOPs are those that torch counts and those of the pairs that a mask shows; receptive fields are of real models."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-import math
 import subprocess
 import sys
 import textwrap
@@ -55,34 +54,39 @@ def closed_form_flops_per_token(config: GPT2Config, context: int) -> float:
     """As the textbook has it, for GPT-2's own attention and MLP."""
     C = config.n_embd
     projections = C * (config.n_head + 2 * config.kv_heads) * config.head_dim + C * C
-    # Queries with keys, then probabilities with values: D multiply-adds a pair each.
-    scores = 2 * config.head_dim * sum(scored_pairs(mask, config.n_head, context) for mask in config.masks) / context
     mlp = 2 * C * 4 * C
     head = C * config.vocab_size
-    return 2 * (config.n_layer * (projections + mlp) + scores + head)
+    return 2 * (config.n_layer * (projections + mlp) + head) + score_flops_per_token(config, context)
 
 
-def scored_pairs(mask, n_head: int, T: int) -> int:
-    """Scores that all heads of one layer compute, see `gpt2_ablate.ops.sliding`."""
-    if mask.is_full(T) or mask.window is None:
-        return n_head * T**2
-    fixed = sum(position < T for position in mask.global_tokens)
-    pairs = n_head * fixed * T  # global queries see all
+def score_flops_per_token(config: GPT2Config, context: int) -> float:
+    """Queries with keys, then probabilities with values: D multiply-adds each for every pair that a mask shows."""
+    return 2 * 2 * config.head_dim * sum(shown_pairs(mask, config.n_head, context) for mask in config.masks) / context
+
+
+def shown_pairs(mask, n_head: int, T: int) -> int:
+    """Of all heads of one layer, one by one: the definition of a window, of dilation and of global tokens."""
+    count = 0
     for d in mask.dilation if isinstance(mask.dilation, tuple) else (mask.dilation,) * n_head:
-        # d texts of every d-th token. In each the first W queries are scored with W keys, each later W, the last padded, with
-        # 2 W, and all with the global ones.
-        W = min(mask.window, math.ceil(T / d))
-        blocks = math.ceil(T / (d * W))
-        pairs += d * ((2 * blocks - 1) * W**2 + blocks * W * fixed)
-    return pairs
+        for i, j in itertools.combinations_with_replacement(range(T), 2):
+            distance = j - i  # of the query j to the key i
+            near = mask.window is None or (distance % d == 0 and distance // d < mask.window)
+            count += near or i in mask.global_tokens or j in mask.global_tokens
+    return count
 
 
 def torch_flops_per_token(config: GPT2Config, context: int, device: str = "meta") -> float:
-    """As torch.utils.flop_counter counts them: below autograd, from other operators than fvcore."""
+    """As torch.utils.flop_counter counts them: below autograd, from other operators than fvcore, every score of attention."""
     # torch has no formula for the fused attention of CPUs; unfused, it is two products as on any device.
     with torch.device(device), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         GPT2(replace(config, block_size=max(config.block_size, context)))(torch.zeros(1, context, dtype=torch.long))
     return counter.get_total_flops() / context
+
+
+def torch_flops_beside_scores(config: GPT2Config, context: int, device: str = "meta") -> float:
+    """The same, less those of full attention's scores, all T x T of them."""
+    full = replace(config, window=None, dilation=1, global_tokens=())
+    return torch_flops_per_token(full, context, device) - 4 * config.n_layer * context * config.n_embd
 
 
 @pytest.fixture
@@ -94,6 +98,7 @@ def add_part(tmp_path):
             import torch
             import torch.nn.functional as F
             from torch import nn
+            from gpt2_ablate.model.attention import SelfAttention
             from gpt2_ablate.model.gpt2 import Block
             from gpt2_ablate.model.positions import Positions
         """
@@ -106,39 +111,49 @@ def add_part(tmp_path):
 class TestFlops:
     @each_variant
     @pytest.mark.parametrize("context", [1, WINDOW, WINDOW + 1, 4 * WINDOW, 5 * WINDOW + 3])
-    def test_three_counts_agree(self, variant, context):
+    def test_the_scores_are_those_that_the_mask_shows(self, variant, context):
         config = small(**variant)
-        expected = closed_form_flops_per_token(config, context)
-        assert forward_flops_per_token(config, context) == pytest.approx(expected, rel=1e-12)
-        assert torch_flops_per_token(config, context) == pytest.approx(expected, rel=1e-12)
+        assert forward_flops_per_token(config, context) == pytest.approx(closed_form_flops_per_token(config, context), rel=1e-12)
 
     @each_pattern
     @pytest.mark.parametrize("context", [1, 7, 50, 64, 83])
-    def test_three_counts_agree_on_every_pattern(self, pattern, context, caplog):
+    def test_the_scores_are_those_that_any_pattern_shows(self, pattern, context, caplog):
         config = small(**pattern)
         expected = closed_form_flops_per_token(config, context)
         with caplog.at_level(logging.WARNING):
             assert forward_flops_per_token(config, context) == pytest.approx(expected, rel=1e-12)
-        assert torch_flops_per_token(config, context) == pytest.approx(expected, rel=1e-12)
         assert not caplog.records
 
+    @pytest.mark.parametrize("changes", [*VARIANTS, *PATTERNS], ids=str)
+    def test_all_else_is_what_torch_counts(self, changes):
+        config = small(**changes)
+        without_scores = forward_flops_per_token(config, 50) - score_flops_per_token(config, 50)
+        assert without_scores == pytest.approx(torch_flops_beside_scores(config, 50), rel=1e-12)
+
     @each_variant
-    def test_three_counts_agree_at_full_size(self, variant):
+    def test_at_full_size(self, variant):
         config = GPT2Config(**{**variant, "window": variant["window"] and 256, "n_kv_head": variant["n_kv_head"] and 4})
-        expected = closed_form_flops_per_token(config, 1000)
+        pairs = sum(min(t, config.window or t) for t in range(1, 1001))
+        expected = torch_flops_beside_scores(config, 1000) + 4 * 12 * 768 * pairs / 1000
         assert forward_flops_per_token(config, 1000) == pytest.approx(expected, rel=1e-12)
-        assert torch_flops_per_token(config, 1000) == pytest.approx(expected, rel=1e-12)
 
     def test_124m_is_two_per_weight_and_the_scores(self):
-        # 2 N of every weight that is multiplied (tables and norms are not, the head is), 4 L T C of attention.
+        # 2 N of every weight that is multiplied (tables and norms are not, the head is), 4 L (T + 1) / 2 C of attention.
         matrices = 12 * 12 * 768**2 + 50257 * 768
-        expected = 2 * matrices + 4 * 12 * 1024 * 768
-        for count in (forward_flops_per_token, torch_flops_per_token, closed_form_flops_per_token):
-            assert count(GPT2Config(), 1024) == expected == 284_812_800
+        assert forward_flops_per_token(GPT2Config(), 1024) == 2 * matrices + 4 * 12 * 1025 // 2 * 768 == 265_956_864
+
+    @pytest.mark.parametrize("changes", VARIANTS, ids=str)
+    def test_generating_a_text_with_a_cache_costs_what_reading_it_does(self, changes):
+        model, steps = GPT2(small(**changes)).eval(), 50
+        cache = model.make_cache()
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+            for _ in range(steps):
+                model.embedding.logits(model.hidden(torch.zeros(1, 1, dtype=torch.long), cache))
+        assert counter.get_total_flops() / steps == pytest.approx(forward_flops_per_token(model.config, steps), rel=1e-12)
 
     def test_full_attention_grows_with_the_context(self):
         at = [forward_flops_per_token(small(), context) for context in (16, 32, 48)]
-        assert at[1] - at[0] == at[2] - at[1] == 4 * 2 * 16 * 32  # 4 L dT C
+        assert at[1] - at[0] == at[2] - at[1] == 4 * 2 * 16 / 2 * 32  # 4 L dT C, of which the future is half
 
     def test_a_window_makes_the_whole_linear_in_the_context(self):
         total = [forward_flops_per_token(small(window=16), n * 16) * n * 16 for n in (1, 2, 3, 7)]
@@ -165,11 +180,18 @@ class TestFlops:
         assert forward_flops_per_token(small(dropout=0.1), 50) == forward_flops_per_token(small(), 50)
 
     @each_variant
-    def test_training_is_what_torch_counts_forward_and_backward(self, variant):
-        config = small(**variant)
+    def test_training_is_three_times_that(self, variant, add_part):
+        part = add_part("""
+            class Part(SelfAttention):
+                def attend(self, q, k, v, key_positions, context):
+                    return v.repeat_interleave(q.shape[1] // v.shape[1], 1)
+        """)
+        config = small(**variant, attention=part)  # all but the scores
         with FlopCounterMode(display=False) as counter:
             on_meta(config)(torch.empty(1, 50, dtype=torch.long, device="meta")).sum().backward()
         assert training_flops_per_token(config, 50) == pytest.approx(counter.get_total_flops() / 50, rel=1e-12)
+        scores = training_flops_per_token(small(**variant), 50) - training_flops_per_token(config, 50)
+        assert scores == pytest.approx(3 * score_flops_per_token(config, 50), rel=1e-12)
 
     def test_no_text_is_refused(self):
         with pytest.raises(UserError, match="^context: 0 is too small"):
@@ -266,7 +288,7 @@ class TestAddedParts:
         assert count_parameters(on_meta(config))["mlp"] == 2 * 9 * 32**2
         more = 2 * 2 * (9 - 8) * 32**2  # 2 a multiply-add, L, 3 matrices of 3 C^2 in the place of 2 of 4 C^2
         assert forward_flops_per_token(config, 50) - forward_flops_per_token(small(), 50) == pytest.approx(more)
-        assert forward_flops_per_token(config, 50) == torch_flops_per_token(config, 50)
+        assert forward_flops_per_token(config, 50) - score_flops_per_token(config, 50) == torch_flops_beside_scores(config, 50)
 
     def test_attention_written_out(self, add_part, caplog):
         # Sizes read in every way, products by einsum and by broadcasting, and a loop over the tokens.
@@ -294,8 +316,28 @@ class TestAddedParts:
             counted = forward_flops_per_token(config, 50)
         assert not caplog.records
         assert counted == pytest.approx(torch_flops_per_token(config, 50), rel=1e-3)
-        more = 2 * 2 * 50 * 32  # the third product of T x T
-        assert counted - forward_flops_per_token(small(), 50) == pytest.approx(more, rel=1e-2)
+        dense = 3 * 2 * 2 * 50 * 32  # three products of T x T, of which none is known to be masked
+        assert counted - dense == pytest.approx(torch_flops_beside_scores(small(), 50), rel=1e-3)
+
+    def test_attention_by_torch_is_known_to_be_causal(self, add_part):
+        part = add_part("""
+            class Part(SelfAttention):
+                def attend(self, q, k, v, key_positions, context):
+                    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        """)
+        assert forward_flops_per_token(small(attention=part), 50) == forward_flops_per_token(small(), 50)
+
+    def test_a_mask_of_its_own_and_wider_values(self, add_part):
+        part = add_part("""
+            from dataclasses import replace
+            class Part(SelfAttention):
+                def attend(self, q, k, v, key_positions, context):
+                    self.mask = replace(self.mask, window=5)
+                    return super().attend(q, k, torch.cat((v, v), -1), key_positions, context)[..., : q.shape[-1]]
+        """)
+        scores = score_flops_per_token(small(window=5), 50) * 3 / 2
+        without = forward_flops_per_token(small(), 50) - score_flops_per_token(small(), 50)
+        assert forward_flops_per_token(small(attention=part), 50) == pytest.approx(without + scores)
 
     def test_positions_that_bias_the_scores(self, add_part, caplog):
         part = add_part("""
@@ -357,7 +399,8 @@ class TestAddedParts:
         expected = closed_form_flops_per_token(small(n_kv_head=2, window=16), 50) - 2 * 2 * (8 - 1) * 32**2
         with caplog.at_level(logging.WARNING):
             assert forward_flops_per_token(config, 50) == pytest.approx(expected)
-            assert torch_flops_per_token(config, 50, "cpu") == pytest.approx(expected)
+        scores = score_flops_per_token(config, 50)
+        assert torch_flops_beside_scores(config, 50, "cpu") == pytest.approx(expected - scores)
         assert not caplog.records
 
     def test_an_operator_that_nobody_knows_is_named(self, add_part, caplog):

@@ -219,3 +219,9 @@ def test_a_kernel_that_cannot_run_is_refused(pattern, kernel, words):
         attention(*qkv(4, 2, 8), pattern, kernel=kernel)
     assert refusal(raised).startswith("kernel:")
     assert all(word in refusal(raised) for word in words)
+
+
+@given(st.integers(1, 40), st.sampled_from([1, 3, 4]), st.none() | st.integers(1, 45), dilations, places)
+def test_pairs_are_counted_as_they_are_seen(T, H, window, dilation, global_tokens):
+    pattern = AttentionMask(window, of_heads(dilation, H), global_tokens)
+    assert pattern.visible_pairs(T, H) == int(mask(pattern, 1, H, T).sum())

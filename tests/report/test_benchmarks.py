@@ -67,8 +67,12 @@ RESULTS = {
 
 @pytest.mark.parametrize(
     ("ratio", "words"),
-    [((2.0, 1.5, 2.5), "ours is faster"), ((0.5, 0.4, 0.9), "transformers is faster"), ((1.1, 0.9, 1.2), "no clear difference")],
-)
+    [
+        ((2.0, 1.5, 2.5), "ours is faster"), ((0.5, 0.4, 0.9), "transformers is faster"),
+        ((1.1, 0.9, 1.2), "no clear difference"), ((1.1, 1.004, 1.2), "no clear difference"),
+        ((2.0, None, None), "too few rounds to tell"),
+    ],
+)  # fmt: skip
 def test_every_ratio_says_which_side_is_better_or_that_it_is_not_clear(ratio, words):
     say = templates().get_template("verdicts.md.j2").module
     assert words in say.faster(templates().filters["ratio"](against(*ratio)))

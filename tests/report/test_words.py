@@ -14,6 +14,7 @@ from gpt2_ablate.report.render import analysis, verification, write_benchmarks
 from gpt2_ablate.utils import markdown
 
 from ..study import tiny
+from .curves import study
 from .made_up import records
 from .test_benchmarks import RESULTS
 
@@ -85,12 +86,18 @@ STUDIES = {
     "converted": converted(),
     "rated": rated(),
     "rated_alike": tiny.rated({"baseline": 2e-3, "rope": 2.1e-3, "gqa": 1.9e-3}, base={"rope": 5.9, "gqa": 6.1}),
+    "equal": study({"rope": 1.5, "gqa": 0.99, "far": 6.0}, {"gqa": 0.8}, {"rope": 0.95, "gqa": 1.1}),
     "one_seed": tiny.study(seeds=(0,), variants=("baseline", "rope")),
     "some_failed": [*tiny.study(variants=("baseline", "rope"), seeds=(0, 1)), tiny.failed("gqa", 0)],
     "none_finished": [tiny.failed("rope", 0)],
 }
 ALL = {"loss_curves", "effects", "conversion", "quality_against_cost", "loss_by_position", "cost_against_context"}
-FIGURES = {"factorial": ALL - {"conversion"}, "converted": {"conversion"}, "rated": {"loss_against_rate"}}
+FIGURES = {
+    "factorial": ALL - {"conversion"},
+    "converted": {"conversion"},
+    "rated": {"loss_against_rate"},
+    "equal": {"loss_against_compute"},
+}
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from gpt2_ablate.training.optimizers import warmup_cosine
 from gpt2_ablate.training.trainer import build
 from gpt2_ablate.utils.system import auto_precision
 
@@ -15,8 +16,8 @@ def gradients(trainer, module):
 
 def test_the_loss_goes_down(config):
     _, curves = fit(config({"trainer.max_steps": 30, "trainer.val_check_interval": 10}))
-    for curve in curves.values():
-        losses = [loss for _, loss in curve]
+    for name in ("train", "validation"):
+        losses = [loss for _, loss in curves[name]]
         assert losses[0] > 6 and losses[-1] < losses[0] - 1.5
 
 
@@ -24,6 +25,14 @@ def test_curves_have_a_point_for_each_reading(config):
     _, curves = fit(config())
     assert [step for step, _ in curves["train"]] == [2, 4, 6, 8]
     assert [step for step, _ in curves["validation"]] == [4, 8]
+
+
+def test_the_learning_rate_is_kept_as_it_was(config):
+    """At each reading, that of the step that was just made."""
+    cli, curves = fit(config({"trainer.log_every_n_steps": 1}))
+    module, steps = cli.model, cli.trainer.max_steps
+    expected = [module.learning_rate * warmup_cosine(step, module.warmup_steps, steps) for step in range(steps)]
+    assert [rate for _, rate in curves["learning_rate"]] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
