@@ -9,11 +9,6 @@
 
 enum { BLOCK = 64, WIDEST = 128, LANES = 16 };
 
-typedef struct { /* bf16 numbers [B, heads, T, width]; each vector in one piece */
-    bf16 *data;
-    int64_t batch_stride, head_stride, token_stride, width;
-} View;
-
 typedef struct {
     View q, k, v, y, dy, dq, dk, dv;
     float *lse, *delta; /* [B, H, T]; delta is the sum of y times dy (section 3.1.2: D) */
@@ -23,9 +18,6 @@ typedef struct {
 static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int padded(int64_t width) { return (int)((width + 31) / 32 * 32); }
-static inline bf16 *vector(View x, int64_t b, int64_t head, int64_t t) {
-    return x.data + b * x.batch_stride + head * x.head_stride + t * x.token_stride;
-}
 
 /* BLOCK tokens from `first` on, [BLOCK, padded(width)]: where they are, or a copy padded with zeros. */
 static Rows load(bf16 *copy, View x, int64_t b, int64_t head, int64_t first, int64_t T) {

@@ -16,30 +16,26 @@ WIDEST = 128  # a head, as in flash.c
 
 def is_available(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> bool:
     """Whether `flash_attention` can compute this here."""
-    is_narrow = all(x.dtype == torch.bfloat16 and x.shape[-1] <= WIDEST and native.is_plain(x) for x in (q, k, v))
-    return is_narrow and not dropout and q.numel() > 0 and native.is_available("flash")
+    is_narrow = all(x.dtype == torch.bfloat16 and x.shape[-1] <= WIDEST for x in (q, k, v))
+    return is_narrow and not dropout and q.numel() > 0 and native.is_available("flash", q, k, v)
 
 
-@torch.compiler.disable
 def flash_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
     """Attention of T tokens to themselves: bf16 q [B, H, T, D], k [B, G, T, D], v [B, G, T, Dv] -> [B, H, T, Dv]."""
     return _Flash.apply(*(x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v)), window or q.shape[2])
 
 
-class _View(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in ("data", "batch_stride", "head_stride", "token_stride", "width")]
-
-
 class _Attention(ctypes.Structure):
-    _fields_ = [(name, _View) for name in ("q", "k", "v", "y", "dy", "dq", "dk", "dv")] + [
+    _fields_ = [(name, native.View) for name in ("q", "k", "v", "y", "dy", "dq", "dk", "dv")] + [
         (name, ctypes.c_int64) for name in ("lse", "delta", "B", "H", "G", "T", "W")
     ]
 
 
-def _arguments(window: int, lse: Tensor, delta: Tensor, **tensors: Tensor) -> Any:
+def _run(function: str, window: int, lse: Tensor, delta: Tensor, **tensors: Tensor) -> None:
     (B, H, T), G = lse.shape, tensors["k"].shape[1]
-    views = {name: _View(x.data_ptr(), *x.stride()[:3], x.shape[-1]) for name, x in tensors.items()}
-    return ctypes.byref(_Attention(**views, lse=lse.data_ptr(), delta=delta.data_ptr(), B=B, H=H, G=G, T=T, W=min(window, T)))
+    views = {name: native.View.of(x) for name, x in tensors.items()}
+    attention = _Attention(**views, lse=lse.data_ptr(), delta=delta.data_ptr(), B=B, H=H, G=G, T=T, W=min(window, T))
+    native.call("flash", function, attention)
 
 
 def _empty_like(x: Tensor, width: int) -> Tensor:
@@ -54,7 +50,7 @@ class _Flash(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
         y, lse = _empty_like(q, v.shape[-1]), q.new_empty(q.shape[:3], dtype=torch.float32)
-        native.library("flash").flash_forward(_arguments(window, lse, lse, q=q, k=k, v=v, y=y))  # type: ignore[union-attr]
+        _run("flash_forward", window, lse, lse, q=q, k=k, v=v, y=y)
         ctx.save_for_backward(q, k, v, y, lse)
         ctx.window = window
         return y
@@ -65,7 +61,5 @@ class _Flash(torch.autograd.Function):
         q, k, v, y, lse = ctx.saved_tensors
         dy = dy if dy.stride(-1) == 1 else dy.contiguous()
         dq, dk, dv = (_empty_like(x, x.shape[-1]) for x in (q, k, v))
-        delta = torch.empty_like(lse)
-        arguments = _arguments(ctx.window, lse, delta, q=q, k=k, v=v, y=y, dy=dy, dq=dq, dk=dk, dv=dv)
-        native.library("flash").flash_backward(arguments)  # type: ignore[union-attr]
+        _run("flash_backward", ctx.window, lse, torch.empty_like(lse), q=q, k=k, v=v, y=y, dy=dy, dq=dq, dk=dk, dv=dv)
         return dq, dk, dv, None

@@ -68,7 +68,7 @@ def gemv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None
 
 def _is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:
     """Whether C can read it."""
-    return native.is_plain(tensor) and tensor.dtype == dtype and tensor.is_contiguous()
+    return tensor.dtype == dtype and tensor.is_contiguous() and native.is_available("gemv", tensor)
 
 
 @functools.cache

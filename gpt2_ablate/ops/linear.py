@@ -14,9 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from gpt2_ablate.ops import gemv
+from gpt2_ablate.ops import gemv, native
 from gpt2_ablate.ops.precision import autocast_dtype
 
+WEIGHTS = (
+    2**18
+)  # of a matrix, at most, for linear.c; torch's products, with their blocks for every cache, are as fast on larger ones
 INIT_STD = 0.02  # of GPT-2's matrices (the released code, model.py)
 
 
@@ -60,6 +63,9 @@ class _NarrowLinear(torch.autograd.Function):
         narrow = x.to(dtype)
         ctx.save_for_backward(narrow, weight)
         ctx.x_dtype = x.dtype
+        ctx.is_native = _fits_native(narrow, weight, bias)
+        if ctx.is_native:
+            return _product(narrow, weight, bias, dtype)
         return F.linear(narrow, weight.to(dtype), None if bias is None else bias.to(dtype))
 
     @staticmethod
@@ -67,6 +73,14 @@ class _NarrowLinear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_grad_x, needs_grad_weight, needs_grad_bias, _ = ctx.needs_input_grad
+        if ctx.is_native:
+            dweight, dbias = _parameter_gradients(x, dy.contiguous()) if needs_grad_weight or needs_grad_bias else (None, None)
+            return (
+                _product(dy.contiguous(), weight.mT, None, ctx.x_dtype) if needs_grad_x else None,
+                dweight,
+                dbias if needs_grad_bias else None,
+                None,
+            )
         flat = dy.reshape(-1, dy.shape[-1])
         return (
             (dy @ weight.to(dy.dtype)).to(ctx.x_dtype) if needs_grad_x else None,
@@ -74,3 +88,31 @@ class _NarrowLinear(torch.autograd.Function):
             flat.sum(0, dtype=weight.dtype) if needs_grad_bias else None,
             None,
         )
+
+
+def _fits_native(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether linear.c computes this product and its gradients, and faster than torch."""
+    is_fp32 = all(p.dtype == torch.float32 for p in (weight, bias) if p is not None)
+    sizes = x.numel() // max(1, x.shape[-1]), *weight.shape
+    is_small = weight.numel() <= WEIGHTS and all(size and size % 32 == 0 for size in sizes)
+    return x.dtype == torch.bfloat16 and is_fp32 and is_small and native.is_available("linear", x, weight)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """x [..., K] times weight [N, K], plus bias [N], by linear.c; the weight may be a transpose."""
+    x, (N, K) = x.contiguous(), weight.shape
+    is_transpose = weight.stride(0) == 1 and N > 1
+    narrow = (weight.mT if is_transpose else weight).to(x.dtype).contiguous()
+    y = x.new_empty(*x.shape[:-1], N, dtype=dtype)
+    is_wide = dtype == torch.float32
+    native.call("linear", "linear", x, narrow, bias, y, torch.empty_like(narrow), y.numel() // N, N, K, not is_transpose, is_wide)
+    return y
+
+
+def _parameter_gradients(x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+    """Of weight [N, K] and bias [N], in fp32, from x [..., K] and dy [..., N]."""
+    x, N, K = x.contiguous(), dy.shape[-1], x.shape[-1]
+    dweight, dbias = x.new_empty(N, K, dtype=torch.float32), x.new_empty(N, dtype=torch.float32)
+    rooms = torch.empty_like(x), torch.empty_like(dy)
+    native.call("linear", "linear_gradients", dy, x, dweight, dbias, *rooms, dy.numel() // N, N, K)
+    return dweight, dbias

@@ -3,49 +3,7 @@
 
    A left factor is stored by rows. A right factor [K, N] is *paired*, as all of them want it: in tiles of 32 x 16, and in a tile
    the numbers 2p and 2p + 1 of a column side by side, as one 32-bit word; K and N are multiples of 32. */
-#include <stdint.h>
-#include <string.h>
-
-#ifdef __AVX512F__
-#pragma GCC target("prefer-vector-width=512")
-#include <immintrin.h>
-#endif
-
-typedef uint16_t bf16;
-
-static inline float wide(bf16 value) { /* a bf16 is the upper half of an fp32 */
-    uint32_t bits = (uint32_t)value << 16;
-    float number;
-    memcpy(&number, &bits, sizeof number);
-    return number;
-}
-
-static inline bf16 narrow(float number) { /* to the nearest; halfway, to the even one */
-    uint32_t bits;
-    memcpy(&bits, &number, sizeof bits);
-    return number != number ? 0x7fc0 : (bf16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-/* `count`, a multiple of 32, numbers rounded. */
-static inline void narrow_all(bf16 *to, const float *from, int count) {
-#ifdef __AVX512BF16__
-    for (int i = 0; i < count; i += 32)
-        _mm512_storeu_si512(to + i, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + i + 16), _mm512_loadu_ps(from + i)));
-#else
-    for (int i = 0; i < count; i++) to[i] = narrow(from[i]);
-#endif
-}
-
-/* 2^x for x below 127, to 3e-7 of it; 0 where that is below 2^-126. */
-static inline float power_of_two(float x) {
-    float bounded = -127.f > x ? -127.f : x, shifted = bounded + 12582912.f; /* 1.5 x 2^23: rounds to whole numbers */
-    float f = bounded - (shifted - 12582912.f), whole;
-    uint32_t bits;
-    memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits << 23) + 0x3f800000;
-    memcpy(&whole, &bits, sizeof whole);
-    return whole * (1 + f * (.693147182f + f * (.240226462f + f * (.0555032730f + f * (.00967884250f + f * .00132647192f)))));
-}
+#include "bf16.h"
 
 /* Rows of bf16 numbers that are `stride` apart. */
 typedef struct {
@@ -53,8 +11,8 @@ typedef struct {
     int64_t stride;
 } Rows;
 
-/* The transpose [32, 16] of rows [16, 32], paired: a transpose of 16 x 16 words. */
-static inline void pair_columns(uint32_t *to, const bf16 *rows, int64_t stride) {
+/* The transpose of 16 x 16 words, or pairs of numbers, into rows that are `to_stride` numbers apart. */
+static inline void transpose_words(bf16 *to, int64_t to_stride, const bf16 *rows, int64_t stride) {
 #ifdef __AVX512F__
     __m512i r[16], t[16];
     for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(rows + i * stride);
@@ -70,21 +28,21 @@ static inline void pair_columns(uint32_t *to, const bf16 *rows, int64_t stride) 
     for (int j = 0; j < 4; j++) { /* lane l of r[i + j] holds column 4 l + j of rows i to i + 3 */
         __m512i even = _mm512_shuffle_i32x4(r[j], r[j + 4], 0x88), odd = _mm512_shuffle_i32x4(r[j], r[j + 4], 0xdd);
         __m512i even2 = _mm512_shuffle_i32x4(r[j + 8], r[j + 12], 0x88), odd2 = _mm512_shuffle_i32x4(r[j + 8], r[j + 12], 0xdd);
-        _mm512_storeu_si512(to + 16 * j, _mm512_shuffle_i32x4(even, even2, 0x88));
-        _mm512_storeu_si512(to + 16 * (j + 4), _mm512_shuffle_i32x4(odd, odd2, 0x88));
-        _mm512_storeu_si512(to + 16 * (j + 8), _mm512_shuffle_i32x4(even, even2, 0xdd));
-        _mm512_storeu_si512(to + 16 * (j + 12), _mm512_shuffle_i32x4(odd, odd2, 0xdd));
+        _mm512_storeu_si512(to + j * to_stride, _mm512_shuffle_i32x4(even, even2, 0x88));
+        _mm512_storeu_si512(to + (j + 4) * to_stride, _mm512_shuffle_i32x4(odd, odd2, 0x88));
+        _mm512_storeu_si512(to + (j + 8) * to_stride, _mm512_shuffle_i32x4(even, even2, 0xdd));
+        _mm512_storeu_si512(to + (j + 12) * to_stride, _mm512_shuffle_i32x4(odd, odd2, 0xdd));
     }
 #else
     for (int p = 0; p < 16; p++)
-        for (int c = 0; c < 16; c++) memcpy(to + 16 * p + c, rows + c * stride + 2 * p, 4);
+        for (int c = 0; c < 16; c++) memcpy(to + p * to_stride + 2 * c, rows + c * stride + 2 * p, 4);
 #endif
 }
 
 /* The transpose [K, N] of rows [N, K], paired. */
 static void pair_transposed(bf16 *to, Rows rows, int N, int K) {
     for (int n = 0; n < N; n += 16)
-        for (int k = 0; k < K; k += 32, to += 512) pair_columns((uint32_t *)to, rows.at + n * rows.stride + k, rows.stride);
+        for (int k = 0; k < K; k += 32, to += 512) transpose_words(to, 32, rows.at + n * rows.stride + k, rows.stride);
 }
 
 /* Rows [K, N], paired. */

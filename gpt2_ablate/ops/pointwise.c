@@ -1,0 +1,48 @@
+/* What is done to each number, or to each pair of channels, by itself: bf16 in and out, fp32 between. */
+#include "bf16.h"
+
+enum { CHUNK = 1024 };
+
+/* GELU by its tanh, x (1 + tanh u) / 2 = x / (1 + e^(-2 u)) with u = sqrt(2 / pi) (x + 0.044715 x^3), in place of x; and its
+   derivative, in place of d. */
+static inline void gelu_and_derivative(float *x, float *d) {
+    const float square = *x * *x, exponent = *x * (-2.30220819f - .102943240f * square); /* of 2: times log2(e) */
+    const float s = 1 / (1 + power_of_two(exponent > 126 ? 126 : exponent));
+    *d = s + *x * s * (1 - s) * (1.59576912f + .214064403f * square);
+    *x *= s;
+}
+
+/* y = gelu(x); or, where there is dy, y = dy gelu'(x). */
+void gelu(const bf16 *x, const bf16 *dy, bf16 *y, int64_t count) {
+#pragma omp parallel for schedule(static)
+    for (int64_t start = 0; start < count; start += CHUNK) {
+        const int size = (int)(count - start < CHUNK ? count - start : CHUNK);
+        float values[CHUNK], derivatives[CHUNK];
+        for (int i = 0; i < size; i++) values[i] = wide(x[start + i]);
+        for (int i = 0; i < size; i++) gelu_and_derivative(values + i, derivatives + i);
+        if (dy)
+            for (int i = 0; i < size; i++) values[i] = derivatives[i] * wide(dy[start + i]);
+        for (int i = 0; i < size; i++) y[start + i] = narrow(values[i]);
+    }
+}
+
+/* Pairs of channels of x, neighbours or one of either half, rotated by angles whose cosines and sines are [B or 1, T, width / 2];
+   back, where `sign` is -1. */
+void rotate(const View *x, const View *y, const float *cosines, const float *sines, int64_t B, int64_t heads, int64_t T,
+            int64_t table_stride, int64_t is_interleaved, int64_t sign) {
+    const int half = (int)x->width / 2, step = is_interleaved ? 2 : 1, apart = is_interleaved ? 1 : half;
+#pragma omp parallel for schedule(static)
+    for (int64_t n = 0; n < B * T; n++) {
+        const int64_t b = n / T, t = n % T, angles = b * table_stride + t * half;
+        for (int64_t h = 0; h < heads; h++) {
+            const bf16 *from = vector(*x, b, h, t);
+            bf16 *to = vector(*y, b, h, t);
+            for (int i = 0; i < half; i++) {
+                const float first = wide(from[i * step]), second = wide(from[i * step + apart]);
+                const float c = cosines[angles + i], s = (float)sign * sines[angles + i];
+                to[i * step] = narrow(first * c - second * s);
+                to[i * step + apart] = narrow(second * c + first * s);
+            }
+        }
+    }
+}
