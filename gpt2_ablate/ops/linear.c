@@ -1,25 +1,35 @@
-/* The products of a linear layer with few weights, whose bf16 operands are read where they are: x [M, K], w [N, K], y [M, N] and
-   their gradients, M, N and K multiples of 32. */
+/* The products of a linear layer with few weights, of bf16 vectors and fp32 weights: x [M, K], w [N, K], y [M, N], and their
+   gradients; M, N and K are multiples of 32. */
 #include "tiles.h"
 
 enum { ROWS = 64, COLUMNS = 128 };
 
 static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* y [M, N] = x [M, K] w + bias, where w is [N, K], to be transposed, or [K, N]; y in bf16, or in fp32 if `is_wide`.
+/* The tile of 32 x 32 numbers of a right factor at row k and column n, from fp32 w, which is the factor [K, N] or its transpose. */
+static void pair_tile(bf16 *paired, const float *w, int64_t k, int64_t n, int64_t K, int64_t N, int64_t is_transpose) {
+    bf16 tile[32 * 32];
+    for (int64_t r = 0; r < 32; r++) narrow_all(tile + r * 32, is_transpose ? w + (n + r) * K + k : w + (k + r) * N + n, 32);
+    for (int64_t half = 0; half < 32; half += 16) {
+        bf16 *to = paired + (n + half) * K + 16 * k;
+        if (is_transpose)
+            transpose_words(to, 32, tile + half * 32, 32);
+        else
+            pair_rows(to, (Rows){tile + half, 32}, 32, 16);
+    }
+}
+
+/* y [M, N] = x [M, K] w + bias, where fp32 w is [K, N], or [N, K] if `is_transpose`; y in bf16, or in fp32 if `is_wide`.
    `paired` has room for w. */
-void linear(const bf16 *x, const bf16 *w, const float *bias, void *y, bf16 *paired, int64_t M, int64_t N, int64_t K,
-            int64_t is_transposed, int64_t is_wide) {
+void linear(const bf16 *x, const float *w, const float *bias, void *y, bf16 *paired, int64_t M, int64_t N, int64_t K,
+            int64_t is_transpose, int64_t is_wide) {
     const int64_t across = (N + COLUMNS - 1) / COLUMNS, blocks = (M + ROWS - 1) / ROWS * across;
 #pragma omp parallel
     {
         begin_products();
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < N; n += 32)
-            if (is_transposed)
-                pair_transposed(paired + n * K, (Rows){w + n * K, K}, 32, (int)K);
-            else
-                pair_rows(paired + n * K, (Rows){w + n, N}, (int)K, 32);
+            for (int64_t k = 0; k < K; k += 32) pair_tile(paired, w, k, n, K, N, is_transpose);
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < blocks; block++) {
             const int64_t m = block / across * ROWS, n = block % across * COLUMNS;

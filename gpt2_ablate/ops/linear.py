@@ -63,9 +63,9 @@ class _NarrowLinear(torch.autograd.Function):
         narrow = x.to(dtype)
         ctx.save_for_backward(narrow, weight)
         ctx.x_dtype = x.dtype
-        ctx.is_native = _fits_native(narrow, weight, bias)
+        ctx.is_native = x.dtype in (dtype, torch.float32) and _is_native(narrow, weight, bias)
         if ctx.is_native:
-            return _product(narrow, weight, bias, dtype)
+            return _product(narrow, weight, bias, dtype, is_transpose=True)
         return F.linear(narrow, weight.to(dtype), None if bias is None else bias.to(dtype))
 
     @staticmethod
@@ -74,13 +74,9 @@ class _NarrowLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs_grad_x, needs_grad_weight, needs_grad_bias, _ = ctx.needs_input_grad
         if ctx.is_native:
-            dweight, dbias = _parameter_gradients(x, dy.contiguous()) if needs_grad_weight or needs_grad_bias else (None, None)
-            return (
-                _product(dy.contiguous(), weight.mT, None, ctx.x_dtype) if needs_grad_x else None,
-                dweight,
-                dbias if needs_grad_bias else None,
-                None,
-            )
+            dx = _product(dy, weight, None, ctx.x_dtype, is_transpose=False) if needs_grad_x else None
+            dweight, dbias = _gradients(x, dy) if needs_grad_weight or needs_grad_bias else (None, None)
+            return dx, dweight, dbias if needs_grad_bias else None, None
         flat = dy.reshape(-1, dy.shape[-1])
         return (
             (dy @ weight.to(dy.dtype)).to(ctx.x_dtype) if needs_grad_x else None,
@@ -90,28 +86,26 @@ class _NarrowLinear(torch.autograd.Function):
         )
 
 
-def _fits_native(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether linear.c computes this product and its gradients, and faster than torch."""
-    is_fp32 = all(p.dtype == torch.float32 for p in (weight, bias) if p is not None)
+def _is_native(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether linear.c computes the product of x [..., K] and weight [N, K] and its gradients, and faster than torch."""
+    is_fp32 = all(p.dtype == torch.float32 and p.is_contiguous() for p in (weight, bias) if p is not None)
     sizes = x.numel() // max(1, x.shape[-1]), *weight.shape
     is_small = weight.numel() <= WEIGHTS and all(size and size % 32 == 0 for size in sizes)
     return x.dtype == torch.bfloat16 and is_fp32 and is_small and native.is_available("linear", x, weight)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """x [..., K] times weight [N, K], plus bias [N], by linear.c; the weight may be a transpose."""
-    x, (N, K) = x.contiguous(), weight.shape
-    is_transpose = weight.stride(0) == 1 and N > 1
-    narrow = (weight.mT if is_transpose else weight).to(x.dtype).contiguous()
-    y = x.new_empty(*x.shape[:-1], N, dtype=dtype)
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, is_transpose: bool) -> Tensor:
+    """By linear.c: x [..., K] times weight [K, N] or, if it is the transpose of that, [N, K], plus bias [N]."""
+    x, (K, N) = x.contiguous(), weight.shape[::-1] if is_transpose else weight.shape
+    y, room = x.new_empty(*x.shape[:-1], N, dtype=dtype), x.new_empty(K, N)
     is_wide = dtype == torch.float32
-    native.call("linear", "linear", x, narrow, bias, y, torch.empty_like(narrow), y.numel() // N, N, K, not is_transpose, is_wide)
+    native.call("linear", "linear", x, weight, bias, y, room, y.numel() // N, N, K, is_transpose, is_wide)
     return y
 
 
-def _parameter_gradients(x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+def _gradients(x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
     """Of weight [N, K] and bias [N], in fp32, from x [..., K] and dy [..., N]."""
-    x, N, K = x.contiguous(), dy.shape[-1], x.shape[-1]
+    x, dy, N, K = x.contiguous(), dy.contiguous(), dy.shape[-1], x.shape[-1]
     dweight, dbias = x.new_empty(N, K, dtype=torch.float32), x.new_empty(N, dtype=torch.float32)
     rooms = torch.empty_like(x), torch.empty_like(dy)
     native.call("linear", "linear_gradients", dy, x, dweight, dbias, *rooms, dy.numel() // N, N, K)

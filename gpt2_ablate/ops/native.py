@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import hashlib
 import os
 import shlex
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -20,15 +23,27 @@ FOLDER = Path(__file__).parent
 def library(name: str) -> ctypes.CDLL | None:
     """The functions of `name`.c; None where they cannot be compiled.
 
-    They are linked to no OpenMP, but find the one that torch has loaded: its threads are theirs.
+    What is compiled is kept below $XDG_CACHE_HOME or ~/.cache, for this source, compiler and processor. It is linked to no
+    OpenMP, but finds the one that torch has loaded: its threads are theirs.
     """
-    compiler = shlex.split(os.environ.get("CC", "cc"))
+    compiler = *shlex.split(os.environ.get("CC", "cc")), "-O3", "-march=native", "-fopenmp", "-fPIC"
     try:
+        known = _run(*compiler, "-dM", "-E", "-x", "c", os.devnull)  # all that the compiler knows of itself and the processor
+        sources = b"".join(path.read_bytes() for path in (FOLDER / f"{name}.c", *sorted(FOLDER.glob("*.h"))))
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gpt2-ablate" / "native"
+        kept = cache / f"{name}-{hashlib.sha256(known + sources).hexdigest()}.so"
+        if kept.exists():
+            return ctypes.CDLL(str(kept))
         with tempfile.TemporaryDirectory() as folder:
             unlinked, shared = Path(folder, f"{name}.o"), Path(folder, f"{name}.so")
-            _run(*compiler, "-O3", "-march=native", "-fopenmp", "-fPIC", "-c", FOLDER / f"{name}.c", "-o", unlinked)
-            _run(*compiler, "-shared", unlinked, "-o", shared)
-            return ctypes.CDLL(str(shared))
+            _run(*compiler, "-c", FOLDER / f"{name}.c", "-o", unlinked)
+            _run(*compiler[:-4], "-shared", unlinked, "-o", shared)
+            loaded = ctypes.CDLL(str(shared))
+            with contextlib.suppress(OSError):  # a home that cannot be written to
+                cache.mkdir(parents=True, exist_ok=True)
+                own = shutil.copy(shared, kept.with_suffix(f".{os.getpid()}"))
+                os.replace(own, kept)
+            return loaded
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -65,5 +80,5 @@ def call(name: str, function: str, *arguments: Tensor | ctypes.Structure | int |
     getattr(library(name), function)(*plain)
 
 
-def _run(*command: str | Path) -> None:
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+def _run(*command: str | Path) -> bytes:
+    return subprocess.run(command, check=True, capture_output=True, timeout=60).stdout

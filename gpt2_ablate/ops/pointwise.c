@@ -26,23 +26,30 @@ void gelu(const bf16 *x, const bf16 *dy, bf16 *y, int64_t count) {
     }
 }
 
+static inline void rotate_pair(const bf16 *x, bf16 *y, int first, int second, float c, float s) {
+    const float a = wide(x[first]), b = wide(x[second]);
+    y[first] = narrow(a * c - b * s);
+    y[second] = narrow(b * c + a * s);
+}
+
 /* Pairs of channels of x, neighbours or one of either half, rotated by angles whose cosines and sines are [B or 1, T, width / 2];
    back, where `sign` is -1. */
 void rotate(const View *x, const View *y, const float *cosines, const float *sines, int64_t B, int64_t heads, int64_t T,
             int64_t table_stride, int64_t is_interleaved, int64_t sign) {
-    const int half = (int)x->width / 2, step = is_interleaved ? 2 : 1, apart = is_interleaved ? 1 : half;
+    const int half = (int)x->width / 2;
+    const float direction = (float)sign;
 #pragma omp parallel for schedule(static)
     for (int64_t n = 0; n < B * T; n++) {
-        const int64_t b = n / T, t = n % T, angles = b * table_stride + t * half;
+        const int64_t b = n / T, t = n % T;
+        const float *c = cosines + b * table_stride + t * half, *s = sines + b * table_stride + t * half;
         for (int64_t h = 0; h < heads; h++) {
             const bf16 *from = vector(*x, b, h, t);
-            bf16 *to = vector(*y, b, h, t);
-            for (int i = 0; i < half; i++) {
-                const float first = wide(from[i * step]), second = wide(from[i * step + apart]);
-                const float c = cosines[angles + i], s = (float)sign * sines[angles + i];
-                to[i * step] = narrow(first * c - second * s);
-                to[i * step + apart] = narrow(second * c + first * s);
-            }
+            bf16 *restrict to = vector(*y, b, h, t);
+            if (is_interleaved)
+                for (int i = 0; i < half; i++) rotate_pair(from, to, 2 * i, 2 * i + 1, c[i], direction * s[i]);
+            else
+#pragma omp simd
+                for (int i = 0; i < half; i++) rotate_pair(from, to, i, i + half, c[i], direction * s[i]);
         }
     }
 }
