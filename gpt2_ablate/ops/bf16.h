@@ -41,13 +41,15 @@ static inline void narrow_all(bf16 *to, const float *from, int count) {
 #endif
 }
 
-/* 2^x for x below 127, to 3e-7 of it; 0 where that is below 2^-126. */
+/* 2^x of a finite x up to 127, to 3e-7 of it; 0 where that is below 2^-126. The bound is set to integers, whose comparison
+   the compiler vectorises best. */
 static inline float power_of_two(float x) {
-    float bounded = -127.f > x ? -127.f : x, shifted = bounded + 12582912.f; /* 1.5 x 2^23: rounds to whole numbers */
-    float f = bounded - (shifted - 12582912.f), whole;
-    uint32_t bits;
+    const float shifted = x + 12582912.f, f = x - (shifted - 12582912.f); /* 1.5 x 2^23: x is rounded to a whole number */
+    int32_t bits; /* 0x4b400000 and that number */
+    float whole;
     memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits << 23) + 0x3f800000;
+    bits = bits > 0x4b400000 - 127 ? bits : 0x4b400000 - 127;
+    bits = (int32_t)(((uint32_t)bits << 23) + 0x3f800000);
     memcpy(&whole, &bits, sizeof whole);
     return whole * (1 + f * (.693147182f + f * (.240226462f + f * (.0555032730f + f * (.00967884250f + f * .00132647192f)))));
 }

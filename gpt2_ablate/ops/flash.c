@@ -7,7 +7,9 @@
 
 #include "tiles.h"
 
-enum { BLOCK = 64, WIDEST = 128, LANES = 16 };
+#define HIDDEN -1e30f /* a score that is as good as none, but a number */
+
+enum { BLOCK = 32, WIDEST = 128, LANES = 16 };
 
 typedef struct {
     View q, k, v, y, dy, dq, dk, dv;
@@ -44,10 +46,12 @@ static void store(View x, int64_t b, int64_t head, int64_t first, int64_t T, con
 static void hide(float *block, float with, int64_t i, int64_t j, int rows_are_queries, int64_t T, int64_t W) {
     if (rows_are_queries ? j + BLOCK <= i + 1 && i + BLOCK - j <= W : i + BLOCK <= j + 1 && j + BLOCK - i <= W && j + BLOCK <= T)
         return;
+    const int end = (int)min64(BLOCK, T - j);
     for (int r = 0; r < BLOCK; r++) {
-        int64_t own = i + r - j, low = rows_are_queries ? own - W + 1 : own, high = rows_are_queries ? own + 1 : own + W;
-        for (int c = 0; c < BLOCK; c++)
-            if (c < low || c >= high || c >= T - j) block[r * BLOCK + c] = with;
+        const int64_t own = i + r - j;
+        const int low = (int)max64(rows_are_queries ? own - W + 1 : own, 0);
+        const int high = (int)min64(rows_are_queries ? own + 1 : own + W, end);
+        for (int c = 0; c < BLOCK; c++) block[r * BLOCK + c] = (c < low) | (c >= high) ? with : block[r * BLOCK + c];
     }
 }
 
@@ -56,16 +60,13 @@ static void hide(float *block, float with, int64_t i, int64_t j, int rows_are_qu
 static void softmax(float *s, float scale, float *largest, float (*sum)[LANES], float *shrink) {
     float most[BLOCK];
     for (int r = 0; r < BLOCK; r++) {
-        float lanes[LANES], top = largest[r];
-        for (int l = 0; l < LANES; l++) lanes[l] = s[r * BLOCK + l];
-        for (int c = LANES; c < BLOCK; c += LANES)
-            for (int l = 0; l < LANES; l++) lanes[l] = s[r * BLOCK + c + l] > lanes[l] ? s[r * BLOCK + c + l] : lanes[l];
+        float top = largest[r];
 #pragma omp simd reduction(max : top)
-        for (int l = 0; l < LANES; l++) top = lanes[l] > top ? lanes[l] : top;
+        for (int c = 0; c < BLOCK; c++) top = s[r * BLOCK + c] > top ? s[r * BLOCK + c] : top;
         most[r] = top;
     }
     for (int r = 0; r < BLOCK; r++) {
-        shrink[r] = power_of_two((largest[r] - most[r]) * scale);
+        shrink[r] = power_of_two(largest[r] * scale - most[r] * scale);
         largest[r] = most[r];
     }
     for (int r = 0; r < BLOCK; r++) {
@@ -81,15 +82,16 @@ static void forward(const Attention *a, int64_t b, int64_t h, int64_t i) {
     const int64_t g = h / (a->H / a->G), T = a->T;
     const float scale = (float)(M_LOG2E / sqrt((double)a->q.width));
     bf16 copies[2][BLOCK * WIDEST], k[BLOCK * WIDEST], v[BLOCK * WIDEST], p[BLOCK * BLOCK];
-    float s[BLOCK * BLOCK], y[BLOCK * WIDEST] = {0}, largest[BLOCK], sum[BLOCK][LANES] = {0}, shrink[BLOCK];
-    for (int r = 0; r < BLOCK; r++) largest[r] = -INFINITY;
+    float s[BLOCK * BLOCK], y[BLOCK * WIDEST], largest[BLOCK], sum[BLOCK][LANES] = {0}, shrink[BLOCK];
+    memset(y, 0, sizeof(float) * BLOCK * Dv);
+    for (int r = 0; r < BLOCK; r++) largest[r] = HIDDEN;
     const Rows q = load(copies[0], a->q, b, h, i, T);
     /* From the queries' own block backwards, so that each meets a key that it sees first of all. */
     for (int64_t j = i, first = max64(i - a->W + 1, 0); j + BLOCK > first; j -= BLOCK) {
         pair_transposed(k, load(copies[1], a->k, b, g, j, T), BLOCK, D);
         pair_rows(v, load(copies[1], a->v, b, g, j, T), BLOCK, Dv);
         multiply(s, q, k, BLOCK, BLOCK, D, 0);
-        hide(s, -INFINITY, i, j, 1, T, a->W);
+        hide(s, HIDDEN, i, j, 1, T, a->W);
         softmax(s, scale, largest, sum, shrink);
         narrow_all(p, s, BLOCK * BLOCK);
         for (int r = 0; r < BLOCK; r++)
@@ -116,9 +118,10 @@ static void backward_queries(const Attention *a, int64_t b, int64_t h, int64_t i
     const int64_t g = h / (a->H / a->G), T = a->T, offset = (b * a->H + h) * T + i;
     const float scale = (float)(M_LOG2E / sqrt((double)a->q.width));
     bf16 copies[3][BLOCK * WIDEST], k[BLOCK * WIDEST], right[BLOCK * WIDEST], v[BLOCK * WIDEST], narrow_ds[BLOCK * BLOCK];
-    float s[BLOCK * BLOCK], ds[BLOCK * BLOCK], dq[BLOCK * WIDEST] = {0}, lse[BLOCK] = {0}, delta[BLOCK], scales[BLOCK];
+    float s[BLOCK * BLOCK], ds[BLOCK * BLOCK], dq[BLOCK * WIDEST], lse[BLOCK] = {0}, delta[BLOCK], scales[BLOCK];
     const Rows q = load(copies[0], a->q, b, h, i, T), dy = load(copies[1], a->dy, b, h, i, T);
     memcpy(lse, a->lse + offset, sizeof(float) * min64(BLOCK, T - i));
+    memset(dq, 0, sizeof(float) * BLOCK * D);
     /* By the product that makes ds below: the gradient of a query's only key then is zero, as it should be. */
     pair_transposed(v, load(copies[2], a->y, b, h, i, T), BLOCK, Dv);
     multiply(ds, dy, v, BLOCK, BLOCK, Dv, 0);
@@ -146,7 +149,9 @@ static void backward_keys(const Attention *a, int64_t b, int64_t g, int64_t j) {
     const int64_t R = a->H / a->G, T = a->T;
     const float scale = (float)(M_LOG2E / sqrt((double)a->q.width));
     bf16 copies[3][BLOCK * WIDEST], q[BLOCK * WIDEST], dy[BLOCK * WIDEST], right[BLOCK * WIDEST], left[BLOCK * BLOCK];
-    float s[BLOCK * BLOCK], ds[BLOCK * BLOCK], dk[BLOCK * WIDEST] = {0}, dv[BLOCK * WIDEST] = {0}, scales[BLOCK];
+    float s[BLOCK * BLOCK], ds[BLOCK * BLOCK], dk[BLOCK * WIDEST], dv[BLOCK * WIDEST], scales[BLOCK];
+    memset(dk, 0, sizeof(float) * BLOCK * D);
+    memset(dv, 0, sizeof(float) * BLOCK * Dv);
     const Rows k = load(copies[0], a->k, b, g, j, T), v = load(copies[1], a->v, b, g, j, T);
     for (int64_t h = g * R; h < g * R + R; h++)
         for (int64_t i = j, end = min64(j + BLOCK + a->W - 1, T); i < end; i += BLOCK) { /* transposed: [keys, queries] */

@@ -67,17 +67,16 @@ class View(ctypes.Structure):
 
 def call(name: str, function: str, *arguments: Tensor | ctypes.Structure | int | None) -> None:
     """Call a function of `name`.c, which takes pointers and 64-bit integers."""
-    plain = [
-        ctypes.c_void_p(x.data_ptr())
-        if isinstance(x, Tensor)
-        else ctypes.byref(x)
-        if isinstance(x, ctypes.Structure)
-        else None
-        if x is None
-        else ctypes.c_int64(x)
-        for x in arguments
-    ]
-    getattr(library(name), function)(*plain)
+    run = getattr(library(name), function)
+    if run.argtypes is None:
+        run.argtypes, run.restype = [ctypes.c_int64] * len(arguments), None  # pointers are as wide
+    run(*map(_plain, arguments))
+
+
+def _plain(argument: Tensor | ctypes.Structure | int | None) -> int:
+    if isinstance(argument, Tensor):
+        return argument.data_ptr()
+    return ctypes.addressof(argument) if isinstance(argument, ctypes.Structure) else argument or 0
 
 
 def _run(*command: str | Path) -> bytes:
