@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.model.config import GPT2Config
+from gpt2_ablate.ops.gelu import gelu
 from gpt2_ablate.ops.linear import Linear
 
 
@@ -33,4 +33,4 @@ class MLP(nn.Module):
         self.output = Linear(width, config.n_embd, std=config.residual_std)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.output(F.gelu(self.input(x), approximate="tanh"))
+        return self.output(gelu(self.input(x)))

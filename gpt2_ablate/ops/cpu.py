@@ -73,43 +73,36 @@ class _DenseBf16(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         ctx.save_for_backward(q, k, v, mask)
-        return torch.cat([probabilities(*chunk) @ values for *chunk, values in _chunks(q, k, mask, v)])
+        return torch.cat([_probabilities(*chunk) @ values for *chunk, values in _chunks(q, k, mask, v)])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        found = [attention_gradients(*chunk) for chunk in _chunks(*ctx.saved_tensors, dy)]
+        found = [_attention_gradients(*chunk) for chunk in _chunks(*ctx.saved_tensors, dy)]
         dq, dk, dv = (torch.cat(chunks) for chunks in zip(*found, strict=True))
         return dq, dk, dv, None
 
 
-def probabilities(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+def _probabilities(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
     """Softmax of the scores, in fp32, then rounded: queries [N, G, Tq, D] over keys [N, G, Tk, D] -> [N, G, Tq, Tk].
 
     Args:
-        mask: [N or 1, G or 1, Tq, K], added to the scores of the last K keys: 0, or -inf where a key is masked. All
-            queries see the earlier keys.
+        mask: [N or 1, G or 1, Tq, Tk], added to the scores: 0, or -inf where a key is masked; which is faster than filling.
     """
-    scores = (q * q.shape[-1] ** -0.5) @ k.mT
-    scores[..., -mask.shape[-1] :] += mask  # which is faster than filling
+    scores = ((q * q.shape[-1] ** -0.5) @ k.mT).add_(mask)
     return torch.softmax(scores, -1, out=scores)
 
 
-def attention_gradients(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of queries, keys and values, given that [N, G, Tq, Dv] of `probabilities(q, k, mask) @ v`."""
-    p, scale = probabilities(q, k, mask), q.shape[-1] ** -0.5
+def _attention_gradients(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of queries, keys and values, given that [N, G, Tq, Dv] of `_probabilities(q, k, mask) @ v`."""
+    p, scale = _probabilities(q, k, mask), q.shape[-1] ** -0.5
     scores = torch._softmax_backward_data(dy @ v.mT, p, -1, p.dtype)
     return (scores @ k).mul_(scale), scores.mT @ (q * scale), p.mT @ dy
 
 
 def _chunks(q: Tensor, k: Tensor, *others: Tensor) -> Any:
     """All tensors in chunks along N that have at most SCORES scores, or one sequence."""
-    sequences = sequences_per_chunk(q.shape[1] * q.shape[2] * k.shape[2])
+    sequences = max(1, SCORES // (q.shape[1] * q.shape[2] * k.shape[2]))
     count = -(-len(q) // sequences)
     split = [x.split(sequences) if len(x) == len(q) else [x] * count for x in (q, k, *others)]
     return zip(*split, strict=True)
-
-
-def sequences_per_chunk(scores: int) -> int:
-    """How many sequences of so many scores each are computed together."""
-    return max(1, SCORES // scores)

@@ -2,25 +2,21 @@
 
 Generating a token reads every weight once and does little else. torch's product with one vector reads at a third to a half of
 the memory's bandwidth, oneDNN's at two thirds; the few lines of C beside this file reach it. They are compiled at first use, in
-a third of a second, by the machine's own C compiler; where there is none, torch's product serves.
+a third of a second; where there is no compiler, torch's product serves.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import os
-import shlex
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-SOURCE = Path(__file__).with_name("gemv.c")
+from gpt2_ablate.ops import native
+
 VECTORS = 4  # at most: what gemv.c can do
 BYTES = 2**25  # of weights, at least; what a CPU's cache holds is not read from memory
 TOKENS = 16  # to generate, at least; compiling takes as long as these
@@ -38,7 +34,7 @@ def is_profitable(model: nn.Module, batch_size: int, tokens: int) -> bool:
         and batch_size <= VECTORS
         and tokens >= TOKENS
         and sum(p.nbytes for p in model.parameters()) >= BYTES
-        and _compiled() is not None
+        and bool(_compiled())
     )
 
 
@@ -59,7 +55,7 @@ def is_enabled() -> bool:
 
 def gemv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
     """x [..., K] times weight [N, K], plus bias [N] -> [..., N]; None where gemv.c cannot compute it."""
-    run = (_compiled() or {}).get(x.dtype)
+    run = _compiled().get(x.dtype)
     x, (N, K) = x.contiguous(), weight.shape
     fits = x.shape[-1] == K and x.numel() <= VECTORS * K
     if run is None or not fits or not all(_is_plain(t, x.dtype) for t in (x, weight, bias) if t is not None):
@@ -72,32 +68,19 @@ def gemv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None
 
 def _is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:
     """Whether C can read it."""
-    return tensor.is_cpu and tensor.dtype == dtype and tensor.is_contiguous() and type(tensor.data) is Tensor
+    return tensor.dtype == dtype and tensor.is_contiguous() and native.is_available("gemv", tensor)
 
 
 @functools.cache
-def _compiled() -> dict[torch.dtype, Callable[..., None]] | None:
-    """The functions of gemv.c, compiled for this very processor; None where that cannot be done.
-
-    They are linked to no OpenMP, but find the one that torch has loaded: its threads are theirs.
-    """
-    compiler = shlex.split(os.environ.get("CC", "cc"))
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            unlinked, library = Path(folder, "gemv.o"), Path(folder, "gemv.so")
-            _call(*compiler, "-O3", "-march=native", "-fopenmp", "-fPIC", "-c", SOURCE, "-o", unlinked)
-            _call(*compiler, "-shared", unlinked, "-o", library)
-            loaded = ctypes.CDLL(str(library))
-    except (OSError, subprocess.SubprocessError):
-        return None
+def _compiled() -> dict[torch.dtype, Callable[..., None]]:
+    """The functions of gemv.c; none where it cannot be compiled."""
+    library = native.library("gemv")
+    if library is None:
+        return {}
     functions: dict[torch.dtype, Callable[..., None]] = {
-        torch.float32: loaded.gemv_float32,
-        torch.bfloat16: loaded.gemv_bfloat16,
+        torch.float32: library.gemv_float32,
+        torch.bfloat16: library.gemv_bfloat16,
     }
     for function in functions.values():
         function.argtypes, function.restype = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 3, None  # type: ignore[attr-defined]
     return functions
-
-
-def _call(*command: str | Path) -> None:
-    subprocess.run(command, check=True, capture_output=True, timeout=60)

@@ -14,9 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from gpt2_ablate.ops import gemv
+from gpt2_ablate.ops import gemv, native
 from gpt2_ablate.ops.precision import autocast_dtype
 
+WEIGHTS = (
+    2**18
+)  # of a matrix, at most, for linear.c; torch's products, with their blocks for every cache, are as fast on larger ones
 INIT_STD = 0.02  # of GPT-2's matrices (the released code, model.py)
 
 
@@ -72,6 +75,9 @@ class _NarrowLinear(torch.autograd.Function):
         narrow = x.to(dtype)
         ctx.save_for_backward(narrow, weight)
         ctx.x_dtype = x.dtype
+        ctx.is_native = x.dtype in (dtype, torch.float32) and _is_native(narrow, weight, bias)
+        if ctx.is_native:
+            return _product(narrow, weight, bias, dtype, is_transpose=True)
         return F.linear(narrow, weight.to(dtype), None if bias is None else bias.to(dtype))
 
     @staticmethod
@@ -79,6 +85,10 @@ class _NarrowLinear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_grad_x, needs_grad_weight, needs_grad_bias, _ = ctx.needs_input_grad
+        if ctx.is_native:
+            dx = _product(dy, weight, None, ctx.x_dtype, is_transpose=False) if needs_grad_x else None
+            dweight, dbias = _gradients(x, dy) if needs_grad_weight or needs_grad_bias else (None, None)
+            return dx, dweight, dbias if needs_grad_bias else None, None
         flat = dy.reshape(-1, dy.shape[-1])
         return (
             (dy @ weight.to(dy.dtype)).to(ctx.x_dtype) if needs_grad_x else None,
@@ -86,3 +96,29 @@ class _NarrowLinear(torch.autograd.Function):
             flat.sum(0, dtype=weight.dtype) if needs_grad_bias else None,
             None,
         )
+
+
+def _is_native(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether linear.c computes the product of x [..., K] and weight [N, K] and its gradients, and faster than torch."""
+    is_fp32 = all(p.dtype == torch.float32 and p.is_contiguous() for p in (weight, bias) if p is not None)
+    sizes = x.numel() // max(1, x.shape[-1]), *weight.shape
+    is_small = weight.numel() <= WEIGHTS and all(size and size % 32 == 0 for size in sizes)
+    return x.dtype == torch.bfloat16 and is_fp32 and is_small and native.is_available("linear", x, weight)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, is_transpose: bool) -> Tensor:
+    """By linear.c: x [..., K] times weight [K, N] or, if it is the transpose of that, [N, K], plus bias [N]."""
+    x, (K, N) = x.contiguous(), weight.shape[::-1] if is_transpose else weight.shape
+    y, room = x.new_empty(*x.shape[:-1], N, dtype=dtype), x.new_empty(K, N)
+    is_wide = dtype == torch.float32
+    native.call("linear", "linear", x, weight, bias, y, room, y.numel() // N, N, K, is_transpose, is_wide)
+    return y
+
+
+def _gradients(x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+    """Of weight [N, K] and bias [N], in fp32, from x [..., K] and dy [..., N]."""
+    x, dy, N, K = x.contiguous(), dy.contiguous(), dy.shape[-1], x.shape[-1]
+    dweight, dbias = x.new_empty(N, K, dtype=torch.float32), x.new_empty(N, dtype=torch.float32)
+    rooms = torch.empty_like(x), torch.empty_like(dy)
+    native.call("linear", "linear_gradients", dy, x, dweight, dbias, *rooms, dy.numel() // N, N, K)
+    return dweight, dbias

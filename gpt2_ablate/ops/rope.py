@@ -8,12 +8,14 @@ keys in a cache stay right whatever comes after them).
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from gpt2_ablate.errors import UserError
+from gpt2_ablate.ops import native
 
 FAST, SLOW = 32, 1  # rotations in the trained length: YaRN's beta and alpha for Llama, Peng et al. 2309.00071, section 3.2
 
@@ -29,16 +31,45 @@ class Rope(NamedTuple):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """x [..., T, D] rotated by angles whose cosines and sines are [..., T, D/2], in fp32.
+    """x [..., T, D] rotated by angles whose cosines and sines are [..., T, D/2], the same for all heads, in fp32.
 
     Args:
         interleaved: the pairs are neighbouring channels (equation 34); else channel i of either half.
     """
+    if x.dtype == torch.bfloat16 and x.ndim == 4 and native.is_available("pointwise", x, cos, sin):
+        return _Rotation.apply(x, cos, sin, interleaved)
     if interleaved:
         first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
         return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2).type_as(x)
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)
+
+
+class _Rotation(torch.autograd.Function):
+    """By pointwise.c, in one pass over the numbers; the gradient is rotated back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.interleaved = interleaved
+        return _rotated(x, cos, sin, interleaved, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(dy, cos, sin, ctx.interleaved, -1), None, None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sign: int) -> Tensor:
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    B, heads, T, D = x.shape
+    y = x.new_empty(B, T, heads, D).transpose(1, 2)  # in the layout that linear layers write and read
+    cos, sin = cos.contiguous(), sin.contiguous()
+    table_stride = T * D // 2 if cos.numel() > T * D // 2 else 0  # the same angles for all texts, or not
+    views = native.View.of(x), native.View.of(y)
+    native.call("pointwise", "rotate", *views, cos, sin, B, heads, T, table_stride, interleaved, sign)
+    return y
 
 
 def rotation_tables(rope: Rope, length: int) -> tuple[Tensor, Tensor]:

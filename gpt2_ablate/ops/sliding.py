@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpt2_ablate.ops import flash
 from gpt2_ablate.ops.cpu import dense_attention
 from gpt2_ablate.ops.eager import masked_attention
 from gpt2_ablate.ops.mask import MASKED_POSITION, AttentionMask
@@ -20,6 +21,9 @@ from gpt2_ablate.ops.mask import MASKED_POSITION, AttentionMask
 
 def sliding_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: float = 0.0) -> Tensor:
     """Attention through a window of W: q [B, H, T, D], k [B, G, T, D], v [B, G, T, Dv] -> [B, H, T, Dv]."""
+    is_plain = mask.dilations == {1} and not mask.global_tokens and mask.document_starts is None and mask.score_bias is None
+    if is_plain and flash.is_available(q, k, v, dropout):
+        return flash.flash_attention(q, k, v, mask.window)
     everywhere = torch.tensor([p for p in mask.global_tokens if p < q.shape[2]], dtype=torch.long, device=q.device)
     y = _each_dilation(q, k, v, mask, everywhere, dropout)
     if len(everywhere):

@@ -9,6 +9,7 @@ from gpt2_ablate.errors import UserError
 from gpt2_ablate.model import KVCache, generate
 from gpt2_ablate.model.context import ForwardContext
 from gpt2_ablate.model.rope import RotaryPositions, other_convention
+from gpt2_ablate.ops import rope as ops
 
 from .tiny import close, each_kv_heads, each_window, few, refusal, tiny, tiny_model, tokens
 
@@ -107,6 +108,22 @@ def test_angles_are_fp32_under_bf16_autocast(length):
     assert turned.dtype == torch.float32 and half.dtype == torch.bfloat16
     assert (turned - exact(x, where)).abs().max() < 5e-4
     assert (half - exact(x, where)).abs().max() < 0.04
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("rows", [None, 2])
+def test_bf16_is_rotated_as_fp32_is(interleaved, rows):
+    """There and back, whatever the layout, and where each row has positions of its own."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 9, 4, 16).bfloat16().transpose(1, 2).requires_grad_()
+    cos, sin = (torch.randn(rows or 1, 1, 9, 8) for _ in range(2))
+    wide = x.detach().float().requires_grad_()
+    found, expected = ops.rotate(x, cos, sin, interleaved), ops.rotate(wide, cos, sin, interleaved)
+    cotangent = torch.randn(2, 4, 16, 9).bfloat16().mT
+    (dx,), (dwide,) = torch.autograd.grad(found, x, cotangent), torch.autograd.grad(expected, wide, cotangent.float())
+    for ours, theirs in ((found, expected), (dx, dwide)):
+        assert ours.dtype == torch.bfloat16
+        close(ours.float(), theirs, 2**-7)
 
 
 @each_kv_heads

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from gpt2_ablate.model import generate, stream
-from gpt2_ablate.ops import gemv
+from gpt2_ablate.ops import gemv, native
 from gpt2_ablate.ops.linear import linear
 
 from ..model.test_generate import greedy
@@ -173,10 +173,12 @@ def test_a_small_model_is_not_profitable():
 @pytest.mark.parametrize("compiler", ["/nowhere/cc", "false", "true"])
 def test_without_a_compiler_torch_multiplies(compiler, small, monkeypatch):
     monkeypatch.setenv("CC", compiler)
-    gemv._compiled.cache_clear()
+    for cached in (gemv._compiled, native.library):
+        cached.cache_clear()
     try:
         model = tiny_model()
         assert not gemv.is_profitable(model, 1, 100)
         assert torch.equal(generate(model, tokens(1, 5), 20, temperature=0), greedy(model, tokens(1, 5), 20))
     finally:
-        gemv._compiled.cache_clear()
+        for cached in (gemv._compiled, native.library):
+            cached.cache_clear()

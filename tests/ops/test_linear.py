@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch import nn
 
+from gpt2_ablate.ops import native
 from gpt2_ablate.ops.linear import Linear
 
 from ..model.tiny import close, tiny_model, tokens
 
 
-def pair(bias=True):
+def pair(bias=True, K=24, N=40):
     torch.manual_seed(0)
-    ours, theirs = Linear(24, 40, bias=bias), nn.Linear(24, 40, bias=bias)
+    ours, theirs = Linear(K, N, bias=bias), nn.Linear(K, N, bias=bias)
     theirs.load_state_dict(ours.state_dict())
     return ours, theirs
 
@@ -33,6 +34,34 @@ def test_it_is_torchs(shape, precision, bias):
     for found, expected in zip(with_gradients(ours, x, precision), with_gradients(theirs, x, precision), strict=True):
         assert found.dtype == expected.dtype
         close(found.float(), expected.float(), 1e-6 if precision is None else 0.02 * expected.float().abs().max().item())
+
+
+@pytest.mark.parametrize(("M", "K", "N"), [(32, 32, 32), (96, 64, 160), (512, 128, 96), (64, 160, 288)])
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_small_layers_are_right_in_c(M, K, N, x_dtype, bias):
+    """To bf16's precision where the result is bf16, and to fp32's where it is fp32; the same bits on any number of threads."""
+    ours, theirs = pair(bias, K, N)
+    theirs = theirs.double()
+    with torch.no_grad():
+        theirs.weight.copy_(ours.weight.bfloat16())
+    x, dy = torch.randn(2, M // 2, K).bfloat16().to(x_dtype), torch.randn(2, M // 2, N).bfloat16()
+
+    def run(layer, dtype):
+        own = x.to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(own)
+        return [y, *torch.autograd.grad(y, [own, *layer.parameters()], dy.to(y.dtype))]
+
+    found, expected, before = run(ours, x_dtype), run(theirs, torch.float64), torch.get_num_threads()
+    assert [t.dtype for t in found] == [torch.bfloat16, x_dtype] + [torch.float32] * (1 + bias)
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).norm() <= (2**-8 if a.dtype == torch.bfloat16 or not native.is_available("linear") else 1e-6) * b.norm()
+    try:
+        torch.set_num_threads(3)
+        assert all(map(torch.equal, found, run(ours, x_dtype)))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_doubles_are_left_as_they_are():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from gpt2_ablate.ops import cpu
+from gpt2_ablate.ops import cpu as cpu_kernels
 from gpt2_ablate.ops.attention import attention, select_kernel
 from gpt2_ablate.ops.flex import block_mask, flex_attention
 from gpt2_ablate.ops.mask import AttentionMask
@@ -98,8 +98,10 @@ def test_the_bias_of_positions_meets_dilation(T, window, dilation):
 @pytest.mark.parametrize("dilation", [1, 2, (1, 1, 1, 2)])
 @pytest.mark.parametrize("global_tokens", [(), (0, 20)])
 @pytest.mark.parametrize("documents", [False, True])
-def test_bf16_is_right_to_its_precision(T, dilation, global_tokens, documents):
-    """Against the same bf16 numbers in double precision; on a CPU this has a kernel of its own."""
+@pytest.mark.parametrize("scores", [2**20, 1])
+def test_bf16_is_right_to_its_precision(T, dilation, global_tokens, documents, scores, monkeypatch):
+    """Against the same bf16 numbers in double precision, however many blocks are worked on together; a CPU has kernels for it."""
+    monkeypatch.setattr(cpu_kernels, "SCORES", scores)
     inputs = qkv(4, 2, T, dtype=torch.bfloat16)
     exact = [x.detach().double().requires_grad_() for x in inputs]
     pattern = AttentionMask(8, dilation, global_tokens, torch.stack([cut([19, 7], T)] * 2) if documents else None)
@@ -113,10 +115,8 @@ def test_bf16_is_right_to_its_precision(T, dilation, global_tokens, documents):
 
 @pytest.mark.parametrize("T", [1, 100, 128, 300])
 @pytest.mark.parametrize("G", [1, 2, 4])
-@pytest.mark.parametrize("scores", [2**20, 1])
-def test_plain_causal_bf16_is_right_to_its_precision(T, G, scores, monkeypatch):
-    """The same; however many texts are worked on at a time."""
-    monkeypatch.setattr(cpu, "SCORES", scores)
+def test_plain_causal_bf16_is_right_to_its_precision(T, G):
+    """The same."""
     inputs = qkv(4, G, T, B=3, D=32, dtype=torch.bfloat16)
     exact = [x.detach().double().requires_grad_() for x in inputs]
     y, expected = attention(*inputs, AttentionMask(), kernel="causal"), attention(*exact, AttentionMask(), kernel="eager")
