@@ -64,6 +64,33 @@ class Perplexity(Callback):
         pl_module.log_dict({f"validation/{name}": value for name, value in values.items()})
 
 
+class Copying(Callback):
+    """Logs validation/copy_gain, the nats that a text in the context makes of itself, at each validation.
+
+    Args:
+        copy_gain: (model, token ids, context length) -> nats per token.
+
+    Attributes:
+        curve: (step, nats); it is in the checkpoint.
+    """
+
+    def __init__(self, copy_gain: Callable[..., float]):
+        self.copy_gain = copy_gain
+        self.curve: Curve = []
+
+    def state_dict(self) -> dict:
+        return {"curve": self.curve}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.curve = state_dict["curve"]
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        gain = self.copy_gain(pl_module.model, data.splits["validation"].ids, data.block_size)
+        self.curve.append((trainer.global_step, gain))
+        pl_module.log("validation/copy_gain", gain)
+
+
 class Throughput(Callback):
     """Logs throughput/tokens_per_second, /step_seconds, /flops_per_second and /matmul_peak_share.
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 MOMENTUM = 0.95
-# Of the polynomial a x + b x^3 + c x^5, which moves singular values towards one, and how often it is applied (Jordan et al.).
-COEFFICIENTS, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
+# Of the polynomials a x + b x^3 + c x^5, one after the other, which move singular values towards one (Jordan et al.).
+COEFFICIENTS = ((3.4445, -4.7750, 2.0315),) * 5
 ADAMW_RMS = 0.2  # of AdamW's steps, about; so that both take one learning rate (Liu et al. 2502.16982, section 2.2)
 
 
@@ -89,8 +89,7 @@ def orthogonalise(x: Tensor) -> Tensor:
     is_tall = x.shape[1] > x.shape[2]
     x = x.mT if is_tall else x
     x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.float32).clamp(min=1e-7).to(x.dtype)
-    a, b, c = COEFFICIENTS
-    for _ in range(ITERATIONS):
+    for a, b, c in COEFFICIENTS:
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return x.mT if is_tall else x
