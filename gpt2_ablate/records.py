@@ -137,7 +137,7 @@ class Record(Section):
         stage: what it was trained for: "common", to compare variants at one learning rate; "tuning", to find each variant's best
             rate; "best", to compare them at these.
         curves: {"train" | "validation": [[step, nats]], "learning_rate": [[step, rate]],
-            "copy_gain": [[step, nats]]}.
+            "context_gain": [[step, nats]]}.
         hf_architecture: the class of transformers that computes the same function; None: there is none.
     """
 

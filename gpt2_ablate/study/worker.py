@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from gpt2_ablate.data.tokenizer import GPT2_VOCABULARY, load_tokenizer
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.evaluation import flops
-from gpt2_ablate.evaluation.copying import copy_gain
+from gpt2_ablate.evaluation.context import context_gain
 from gpt2_ablate.evaluation.laws import broken_law, small_model
 from gpt2_ablate.evaluation.perplexity import Score, score
 from gpt2_ablate.model import GPT2, GPT2Config, KVCache
@@ -26,7 +26,7 @@ from gpt2_ablate.model.parts import part_files
 from gpt2_ablate.ops.attention import record_kernels
 from gpt2_ablate.records import environment
 from gpt2_ablate.study.plan import Run
-from gpt2_ablate.training.callbacks import Copying, Memory, Perplexity, Progress, Samples, Throughput
+from gpt2_ablate.training.callbacks import ContextGain, Memory, Perplexity, Progress, Samples, Throughput
 from gpt2_ablate.training.trainer import TrainingCLI, build
 from gpt2_ablate.utils.io import write_json, write_text
 from gpt2_ablate.utils.python_file import locate_error
@@ -64,8 +64,8 @@ def train_run(run: Run, fingerprint: str, folder: Path, logs: Path, at_once: int
         purge = None if resume is None else _step(resume)
         logger = TensorBoardLogger(logs.parent, name="", version=logs.name, default_hp_metric=False, purge_step=purge)
         samples = Samples(run.prompt, _tokenizer(run))
-        copying = Copying(copy_gain)
-        callbacks = [timer, perplexity, copying, throughput, memory, samples, Progress(on_progress, throughput), checkpoint]
+        gain = ContextGain(context_gain)
+        callbacks = [timer, perplexity, gain, throughput, memory, samples, Progress(on_progress, throughput), checkpoint]
         cli = build(run.config, callbacks, logger)
         before = _score_before(cli, run, on_progress)
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=resume, weights_only=True)
@@ -82,7 +82,7 @@ def train_run(run: Run, fingerprint: str, folder: Path, logs: Path, at_once: int
             "run_seconds": timer.time_elapsed("train"),
             "train_loss": perplexity.curves["train"][-1][1] if perplexity.curves["train"] else None,
         }
-        curves = {**perplexity.curves, "copy_gain": copying.curve}
+        curves = {**perplexity.curves, "context_gain": gain.curve}
         details |= {"kernels": _kernels(cli), "curves": curves, "sample": samples.write(cli.model)}
         _log_hyperparameters(logger, run, cli, metrics)
         save_model(cli.model.model, folder)

@@ -64,18 +64,18 @@ class Perplexity(Callback):
         pl_module.log_dict({f"validation/{name}": value for name, value in values.items()})
 
 
-class Copying(Callback):
-    """Logs validation/copy_gain, the nats that a text in the context makes of itself, at each validation.
+class ContextGain(Callback):
+    """Logs validation/context_gain (nats per token) of the validation text.
 
     Args:
-        copy_gain: (model, token ids, context length) -> nats per token.
+        context_gain: (model, token ids, context length) -> nats per token.
 
     Attributes:
         curve: (step, nats); it is in the checkpoint.
     """
 
-    def __init__(self, copy_gain: Callable[..., float]):
-        self.copy_gain = copy_gain
+    def __init__(self, context_gain: Callable[..., float]):
+        self.context_gain = context_gain
         self.curve: Curve = []
 
     def state_dict(self) -> dict:
@@ -86,9 +86,9 @@ class Copying(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        gain = self.copy_gain(pl_module.model, data.splits["validation"].ids, data.block_size)
+        gain = self.context_gain(pl_module.model, data.splits["validation"].ids[: data.validation_tokens], data.block_size)
         self.curve.append((trainer.global_step, gain))
-        pl_module.log("validation/copy_gain", gain)
+        pl_module.log("validation/context_gain", gain)
 
 
 class Throughput(Callback):

@@ -105,7 +105,7 @@ def test_the_record_says_what_came_of_it(trained):
     assert 5 < metrics["validation_loss"] < 11 and 5 < metrics["test_loss"] < 11
     assert metrics["validation_bits_per_byte"] < metrics["validation_loss"] / 0.69
     assert [step for step, _ in record["curves"]["validation"]] == [4, 8]
-    assert [step for step, _ in record["curves"]["copy_gain"]] == [4, 8]
+    assert [step for step, _ in record["curves"]["context_gain"]] == [4, 8]
     assert record["sample"].startswith("the king")
     assert metrics["parameters_total"] == sum(v for k, v in metrics.items() if k.startswith("parameters_") and "total" not in k)
     assert record["loss_by_position"][0]["from"] == 0 and record["loss_by_position"][-1]["to"] == 32
