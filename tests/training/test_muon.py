@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from gpt2_ablate import training
 from gpt2_ablate.model import GPT2, GPT2Config
 from gpt2_ablate.training.muon import Muon, orthogonalise
 from gpt2_ablate.training.optimizers import adamw, muon
@@ -32,7 +33,7 @@ def test_singular_values_become_one_and_directions_stay(shape, dtype):
     torch.manual_seed(0)
     u, s, vh = torch.linalg.svd(torch.randn(shape), full_matrices=False)
     found = orthogonalise((u @ torch.diag_embed(torch.linspace(0.1, 1, s.shape[1]).expand_as(s)) @ vh).to(dtype)).float()
-    assert torch.linalg.svdvals(found).sub(1).abs().max() < 0.4
+    assert torch.linalg.svdvals(found).sub(1).abs().max() < 0.3
     polar = u @ vh
     assert torch.cosine_similarity(found.flatten(1), polar.flatten(1)).min() > 0.97
 
@@ -42,8 +43,9 @@ def test_nothing_becomes_of_no_gradient():
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (32, 16), (16, 32)])
-def test_one_matrix_is_trained_as_torch_trains_it(shape):
-    """torch.optim.Muon, an independent implementation, where a parameter is one matrix."""
+def test_one_matrix_is_trained_as_torch_trains_it(shape, monkeypatch):
+    """torch.optim.Muon, an independent implementation, where a parameter is one matrix and the polynomial is its own."""
+    monkeypatch.setattr(training.muon, "COEFFICIENTS", ((3.4445, -4.7750, 2.0315),) * 5)
     torch.manual_seed(0)
     start, gradients = torch.randn(shape), torch.randn(3, *shape)
     ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
