@@ -101,9 +101,9 @@ def select_kernel(mask: AttentionMask, device: torch.device, T: int, dropout: fl
     Args:
         kernel: "auto", the first of these that can; or the name of one, which has to.
 
-            - "causal": full causal attention.
+            - "causal": full causal attention; in bf16 on a CPU by flash.c, else by torch.
             - "flex": FlexAttention on CUDA, compiled for the mask.
-            - "sliding": windows in blocks, on any device.
+            - "sliding": windows in blocks, on any device; plain ones in bf16 on a CPU by flash.c.
             - "eager": every pair is scored and masked; computes anything anywhere.
 
     Raises:

@@ -70,10 +70,12 @@ static void softmax(float *s, float scale, float *largest, float (*sum)[LANES], 
         largest[r] = most[r];
     }
     for (int r = 0; r < BLOCK; r++) {
+        float *row = s + r * BLOCK;
         const float shift = largest[r] * scale;
+        for (int c = 0; c < BLOCK; c++) row[c] = power_of_two(row[c] * scale - shift);
         for (int l = 0; l < LANES; l++) sum[r][l] *= shrink[r];
         for (int c = 0; c < BLOCK; c += LANES)
-            for (int l = 0; l < LANES; l++) sum[r][l] += s[r * BLOCK + c + l] = power_of_two(s[r * BLOCK + c + l] * scale - shift);
+            for (int l = 0; l < LANES; l++) sum[r][l] += row[c + l];
     }
 }
 
@@ -181,8 +183,10 @@ static void backward_keys(const Attention *a, int64_t b, int64_t g, int64_t j) {
     store(a->dv, b, g, j, T, dv, scales);
 }
 
+typedef void Task(const Attention *, int64_t batch, int64_t head, int64_t first_token);
+
 /* Each block of each head, those with most to do first. */
-static void each_block(const Attention *a, int64_t heads, void (*run)(const Attention *, int64_t, int64_t, int64_t), int is_late) {
+static void each_block(const Attention *a, int64_t heads, Task *run, int is_late) {
     const int64_t blocks = (a->T + BLOCK - 1) / BLOCK, count = a->B * heads * blocks;
 #pragma omp parallel
     {

@@ -2,11 +2,11 @@
    gradients; M, N and K are multiples of 32. */
 #include "tiles.h"
 
-enum { ROWS = 64, COLUMNS = 128 };
+enum { ROWS = 32, COLUMNS = 128 };
 
 static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* The tile of 32 x 32 numbers of a right factor at row k and column n, from fp32 w, which is the factor [K, N] or its transpose. */
+/* The tile of 32 x 32 numbers at row k and column n of a right factor, paired, from fp32 w: that [K, N], or its transpose. */
 static void pair_tile(bf16 *paired, const float *w, int64_t k, int64_t n, int64_t K, int64_t N, int64_t is_transpose) {
     bf16 tile[32 * 32];
     for (int64_t r = 0; r < 32; r++) narrow_all(tile + r * 32, is_transpose ? w + (n + r) * K + k : w + (k + r) * N + n, 32);

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 FOLDER = Path(__file__).parent
 
@@ -50,7 +50,7 @@ def library(name: str) -> ctypes.CDLL | None:
 
 def is_available(name: str, *tensors: Tensor) -> bool:
     """Whether the functions of `name`.c can be had here, and can read these tensors. To torch.compile they would be opaque."""
-    if torch.compiler.is_compiling() or not all(x.is_cpu and type(x.data) is Tensor for x in tensors):
+    if torch.compiler.is_compiling() or not all(x.is_cpu and type(x) in (Tensor, nn.Parameter) for x in tensors):
         return False
     return library(name) is not None
 
