@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from gpt2_ablate.errors import UserError
 from gpt2_ablate.records import Record, is_number
 from gpt2_ablate.report import statistics
+from gpt2_ablate.report.context import context_use
 from gpt2_ablate.report.equal import equal_costs
 from gpt2_ablate.report.facts import Cost, Missing, PeakMemory, Recovery, Study, Variant
 from gpt2_ablate.report.rates import Rates, comparison, different_runs, rates_found
@@ -68,6 +69,7 @@ def study_facts(records: Sequence[Record]) -> Study:
         problems=problems,
         rates=rates,
         equal=equal_costs(runs),
+        context=context_use(runs),
     )
 
 

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from gpt2_ablate.records import Record
+from gpt2_ablate.report.context import ContextUse
 from gpt2_ablate.report.rates import Rates
 from gpt2_ablate.report.statistics import BASELINE, Course, Effect, Estimate, Verdict
 
@@ -232,6 +233,7 @@ class Study:
     problems: list[str]  # for the terminal, what the report had to leave out
     rates: Rates | None = None  # where each variant was trained at several learning rates
     equal: EqualCosts = EqualCosts("alone", {}, {})  # what the runs come to at equal FLOPs and in equal time
+    context: dict[str, ContextUse] = field(default_factory=dict)  # variant -> what it gains from its context, and since when
 
     @cached_property
     def by_name(self) -> dict[str, Variant]:

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gpt2_ablate.records import PositionLoss
+from gpt2_ablate.report.context import BEGUN
 from gpt2_ablate.report.facts import Recovery, Study, Variant
 from gpt2_ablate.report.rates import Rates
 from gpt2_ablate.report.statistics import BASELINE, Course, Effect, Runs, variants
@@ -55,6 +56,7 @@ def draw_study(study: Study, runs: Runs, folder: Path) -> set[str]:
         "quality_against_cost": quality_against_cost(study.variants),
         "cost_against_context": cost_against_context(study.variants),
         "loss_by_position": loss_by_position(runs),
+        "context_gain": context_gain(study, runs),
         "loss_against_rate": loss_against_rate(study.rates),
         "loss_against_compute": loss_against_compute(study, runs),
     })  # fmt: skip
@@ -223,6 +225,22 @@ def effects_over_training(found: dict[str, Course]) -> Figure | None:
     ax.set(xlabel="training tokens", ylabel="change of validation loss (nats per token)")
     ax.xaxis.set_major_formatter(_thousands)
     ax.legend()
+    return fig
+
+
+def context_gain(study: Study, runs: Runs) -> Figure | None:
+    """What the context gives over training tokens, a thin line a run."""
+    if not study.context:
+        return None
+    fig, ax = plt.subplots()
+    for n, name in enumerate(study.context):
+        for i, run in enumerate(run for run in runs if run.variant == name):
+            steps, gains = np.array(run.curves["context_gain"], dtype=float).T
+            ax.plot(steps * (run.config.tokens_per_step or 1), gains, label=None if i else name, **{**_style(n), "linewidth": 1})
+    ax.axhline(BEGUN, color="black", linewidth=1)
+    ax.set(xlabel="training tokens", ylabel="gain from the context (nats per token)")
+    ax.xaxis.set_major_formatter(_thousands)
+    ax.legend(ncols=2)
     return fig
 
 

@@ -13,6 +13,7 @@ from gpt2_ablate.errors import UserError
 from gpt2_ablate.records import Record, write_results
 from gpt2_ablate.report import statistics
 from gpt2_ablate.report.collect import speed_ratio, study_facts
+from gpt2_ablate.report.context import BEGUN
 from gpt2_ablate.report.facts import Study, as_json
 from gpt2_ablate.report.rates import comparison
 from gpt2_ablate.utils import markdown
@@ -84,7 +85,8 @@ def analysis(study: Study, figures: set[str], benchmarks: bool = False) -> str:
         benchmarks: whether there is a benchmark report beside it.
     """
     first = study.variants[0] if study.variants else None
-    return markdown.render(templates(), "analysis.md.j2", study=study, first=first, figures=figures, benchmarks=benchmarks)
+    found = {"study": study, "first": first, "begun": BEGUN, "figures": figures, "benchmarks": benchmarks}
+    return markdown.render(templates(), "analysis.md.j2", **found)
 
 
 def write_benchmarks(results: dict[str, Any], figures: Path) -> str:
