@@ -3,9 +3,12 @@
 import shutil
 
 import pytest
+import torch
 import yaml
 
 from gpt2_ablate.errors import UserError
+from gpt2_ablate.evaluation.flops import training_flops_per_token
+from gpt2_ablate.model import GPT2, GPT2Config
 from gpt2_ablate.study.plan import load_plan
 
 from .tiny import REPOSITORY, VARIANTS, preset, refusal, write_variant
@@ -216,6 +219,83 @@ class TestFactorial:
     def test_what_is_not_named_is_not_read(self, experiments):
         (experiments / "variants" / "broken.yaml").write_text("model: {")
         assert len(plan(experiments).runs) == 16
+
+
+class TestLadders:
+    """A change at another size, alone and in combinations; the preset's sizes are 1 key/value head of 2 and a window of 8."""
+
+    @pytest.mark.parametrize(
+        ("name", "factors", "fields"),
+        [
+            ("swa@5", ("swa@5",), {"window": 5}),
+            ("gqa@2", ("gqa@2",), {"n_kv_head": 2}),
+            ("rope-swa@5", ("rope", "swa@5"), {"positions": "rotary", "window": 5}),
+            ("swa@5-gqa@2", ("gqa@2", "swa@5"), {"n_kv_head": 2, "window": 5}),
+            ("alternate@5", ("alternate@5",), {"window": [None, 5]}),
+        ],
+    )
+    def test_another_size(self, experiments, name, factors, fields):
+        (run,) = plan(experiments, name, seeds=[0]).runs
+        assert run.variant == "-".join(factors) and run.factors == factors
+        assert fields.items() <= run.config["model"]["config"].items()
+        for factor in factors:
+            assert "@" not in factor or factor.partition("@")[2] in run.texts["title"]
+
+    def test_in_a_preset(self, experiments):
+        edit(experiments / "presets" / "tiny.yaml", lambda c: c.update(factorial=["swa"], variants=["swa@5", "nope"]))
+        assert [run.variant for run in plan(experiments, seeds=[0]).runs] == ["baseline", "swa", "swa@5", "nope"]
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("swa@", ("swa@", "size")), ("swa@[", ("swa@[", "size")), ("rope@3", ("rope@3", "rope.yaml", "no sizes")),
+            ("gqa@3", ("gqa.yaml", "n_kv_head", 3)), ("swa@x", ("swa.yaml", "window", "x")), ("swa@0", ("window", 0)),
+            ("baseline@3", ("baseline@3",)), ("no@3", ("no@3", "swa@128")), ("swa@5-swa@6", ("window", "cannot be joined")),
+        ],
+    )  # fmt: skip
+    def test_what_does_not_fit_is_refused(self, experiments, refused, name, words):
+        with refused(*words):
+            plan(experiments, name)
+
+
+class TestCompanions:
+    def test_as_many_parameters(self, experiments):
+        def parameters(run):
+            with torch.device("meta"):
+                return sum(p.numel() for p in GPT2(GPT2Config(**run.config["model"]["config"])).parameters())
+
+        edit(experiments / "presets" / "tiny.yaml", lambda c: c["model"]["config"].update(n_embd=64, n_head=4))
+        baseline, gqa, wide, both = plan(experiments, "baseline", "gqa", "gqa-wide", "swa-gqa-wide", seeds=[0]).runs
+        unit = 2 * (2 * 64 + 1)  # one number wider, in each of two layers
+        assert parameters(gqa) < parameters(baseline) - unit
+        assert abs(parameters(wide) - parameters(baseline)) <= unit / 2
+        assert wide.config["trainer"] == baseline.config["trainer"] and both.config["model"]["config"]["window"] == 8
+        assert both.config["model"]["config"]["mlp"] == wide.config["model"]["config"]["mlp"]
+        assert str(wide.config["model"]["config"]["mlp"]["width"]) in wide.texts["in_numbers"]
+
+    def test_as_many_flops(self, experiments):
+        def flops(run):
+            config = GPT2Config(**run.config["model"]["config"])
+            return run.max_steps * training_flops_per_token(config, config.block_size)
+
+        def longer_and_smaller(content):
+            content["trainer"].update(max_steps=2000, val_check_interval=500)
+            content["data"]["vocab_size"] = 300
+
+        edit(experiments / "presets" / "tiny.yaml", longer_and_smaller)
+        baseline, swa, longer = plan(experiments, "baseline", "swa", "swa-longer", seeds=[0]).runs
+        assert flops(swa) < 0.99 * flops(baseline) and flops(longer) == pytest.approx(flops(baseline), rel=2e-3)
+        assert longer.max_steps == 4 * longer.config["trainer"]["val_check_interval"] > baseline.max_steps
+        assert str(longer.max_steps) in longer.texts["in_numbers"]
+
+    def test_what_cannot_be_matched_is_refused(self, experiments, refused):
+        with refused("swa-longer.yaml", "tiny.yaml", "matched", "FLOPs"):  # 10 steps are too few for one more
+            plan(experiments, "swa-longer")
+        with refused("gqa-wide.yaml", "matched", "parameters"):
+            plan(experiments, "gqa-wide@2")
+        write_variant(experiments, "odd", {"model": {"config": {"window": 4}}, "matched": "seconds"})
+        with refused("odd.yaml", "matched", "parameters or flops"):
+            plan(experiments, "odd")
 
 
 PART = "from torch import nn\n\n\nclass Part(nn.Identity):\n    def __init__(self, config, layer):\n        super().__init__()\n"
