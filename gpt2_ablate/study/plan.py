@@ -258,6 +258,7 @@ def uptrained(preset: Preset, source: str) -> tuple[Preset, str]:
         digest.update(tensor_name.encode())
         digest.update(weight.detach().numpy().tobytes())
     model: dict[str, Any] = {**preset.model}
+    data = {key: value for key, value in preset.data.items() if key != "vocab_size"}  # the checkpoint's
     trainer: dict[str, Any] = {**preset.trainer}
     steps = max(1, round(preset.uptraining * trainer["max_steps"]))
     # The loss is looked at four times or fewer, and at the end.
@@ -270,4 +271,4 @@ def uptrained(preset: Preset, source: str) -> tuple[Preset, str]:
         "max_steps": steps, "val_check_interval": interval,
         "log_every_n_steps": min(trainer.get("log_every_n_steps", 10), max(1, interval // 2)),
     }  # fmt: skip
-    return preset.model_copy(update={"model": model, "trainer": trainer}), digest.hexdigest()
+    return preset.model_copy(update={"model": model, "data": data, "trainer": trainer}), digest.hexdigest()

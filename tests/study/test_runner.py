@@ -80,7 +80,7 @@ class TestFinished:
     def test_leaves_what_the_design_says(self, trained):
         out = trained / "out"
         assert (out / "reports" / "analysis.md").read_text().startswith("# ")
-        assert len(list((out / "reports" / "figures").glob("*.png"))) == 4
+        assert len(list((out / "reports" / "figures").glob("*.png"))) == 5
         for variant in ("baseline", "rope"):
             for seed in (0, 1):
                 folder = out / "checkpoints" / "tiny" / variant / f"seed-{seed}"

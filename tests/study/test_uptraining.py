@@ -9,6 +9,7 @@ from gpt2_ablate.cli import main
 from gpt2_ablate.records import Record
 from gpt2_ablate.report.collect import recoveries
 from gpt2_ablate.study.plan import load_plan
+from gpt2_ablate.training.trainer import build
 
 from .tiny import cli, results_of, table_under, write_preset
 
@@ -50,6 +51,10 @@ class TestPlan:
         baseline, gqa = self.plan(model={"config": {"n_layer": 5, "n_embd": 64}}).runs
         assert baseline.config["model"]["config"]["n_layer"] == 2 and baseline.config["model"]["config"]["n_embd"] == 16
         assert baseline.config["model"]["config"]["n_kv_head"] is None and gqa.config["model"]["config"]["n_kv_head"] == 1
+
+    def test_the_vocabulary_is_that_of_the_checkpoint(self):
+        (run, _) = self.plan(data={"vocab_size": 300}).runs
+        assert run.config["model"]["config"]["vocab_size"] == build(run.config, [], logger=False).datamodule.vocab_size == 50257
 
     def test_it_does_not_overwrite_what_the_preset_trains_from_nothing(self):
         assert {run.path.parts[0] for run in self.plan().runs} == {"p-uptrained"}
