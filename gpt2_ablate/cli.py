@@ -84,7 +84,7 @@ def _add_studies(commands: Any, out: argparse.ArgumentParser) -> None:
     ablate.add_argument("--preset", default="cpu", help="name in experiments/presets, or a YAML file (default: cpu)")
     ablate.add_argument(
         "--variants", type=_names, default=[],
-        help="as rope,gqa,rope-gqa (default: the preset's; with --experiments the baseline and what that folder holds)",
+        help="as rope,gqa,rope-gqa,swa@128 (default: the preset's; with --experiments the baseline and what that folder holds)",
     )  # fmt: skip
     ablate.add_argument("--experiments", type=Path, help="folder of modifications of your own, a .yaml and a .py each")
     ablate.add_argument("--seeds", type=_seeds, default=[], help="as 0,1,2 (default: the preset's)")
