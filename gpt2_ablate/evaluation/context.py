@@ -13,15 +13,16 @@ from gpt2_ablate.model import GPT2
 def context_gain(model: GPT2, ids: np.ndarray, block_size: int, batch_size: int = 8) -> float:
     """Nats per token that the second half of a context is predicted better from all that stands before than from little.
 
-    The same tokens are predicted twice: in windows of T tokens, and in pieces of T / 4 of which the last T / 8 count. So the gain
+    The same tokens are predicted twice: in windows of T tokens, and in pieces of T / 4 whose last T / 8 count. So the gain
     is one of the further context alone; the in-context learning score of Olsson et al. (2209.11895) compares late tokens with
     other, early ones.
 
     Args:
         ids: token ids [N], more than T.
-        block_size: T, 8 or more.
+        block_size: T.
     """
-    count, piece, counted = (len(ids) - 1) // block_size, block_size // 4, block_size // 8
+    count, counted = (len(ids) - 1) // block_size, max(1, block_size // 8)
+    piece = min(block_size, 2 * counted)
     first = block_size // 2 - (piece - counted)  # where the first piece starts
     text = torch.from_numpy(ids[: count * block_size + 1].astype(np.int64)).to(model.device)
     windows, targets = text[:-1].view(count, -1), text[1:].view(count, -1)

@@ -17,9 +17,8 @@ from torch.autograd.function import once_differentiable
 from gpt2_ablate.ops import gemv, native
 from gpt2_ablate.ops.precision import autocast_dtype
 
-WEIGHTS = (
-    2**18
-)  # of a matrix, at most, for linear.c; torch's products, with their blocks for every cache, are as fast on larger ones
+# Of a matrix, at most, for linear.c; on larger ones torch's products, with their blocks for every cache, are as fast.
+WEIGHTS = 2**18
 INIT_STD = 0.02  # of GPT-2's matrices (the released code, model.py)
 
 

@@ -42,6 +42,11 @@ def test_one_by_one(T, n):
     assert own.training
 
 
+@pytest.mark.parametrize("T", [1, 2, 4, 7, 9])
+def test_of_hardly_any_context(T):
+    assert np.isfinite(context_gain(model(block_size=T), text(), T))
+
+
 def test_what_a_window_hides_is_no_gain():
     """Two layers that see 5 tokens each reach 9, which every piece of 16 holds in front of what counts."""
     assert context_gain(model(window=5, positions="none"), text(), 64) == pytest.approx(0, abs=1e-5)
